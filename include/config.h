@@ -1,0 +1,93 @@
+/* The configuration of a run: a plain struct made from options.def.
+ *
+ * Read from YAML and key=value words by config_load, which refuses what options.def does not allow and names file, line
+ * and key. A struct config has no pointers, so it may be copied and broadcast as bytes. It is large: keep it on the
+ * heap. */
+#ifndef TATARA_CONFIG_H
+#define TATARA_CONFIG_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define CONFIG_TEXT_MAX 512
+#define CONFIG_DATASETS_MAX 256
+
+struct dataset_entry {
+    char path[CONFIG_TEXT_MAX];
+    double weight; /* relative; 1 when not given */
+};
+
+struct dataset_list {
+    int n;
+    struct dataset_entry entry[CONFIG_DATASETS_MAX];
+};
+
+/* The values of the CHOICE options, in the order of their words. */
+enum arch { ARCH_LLAMA, ARCH_GPT2 };
+enum recompute { RECOMPUTE_NONE, RECOMPUTE_ATTENTION, RECOMPUTE_BLOCK };
+enum schedule { SCHEDULE_WSD, SCHEDULE_COSINE, SCHEDULE_LINEAR, SCHEDULE_CONSTANT };
+enum decay_shape { DECAY_1_SQRT, DECAY_LINEAR, DECAY_COSINE };
+enum compute { COMPUTE_BF16, COMPUTE_FP32 };
+enum reduce { REDUCE_EXACT, REDUCE_FAST };
+enum device_choice { CHOOSE_AUTO, CHOOSE_CPU, CHOOSE_CUDA };
+
+#define SECTION(name, help) struct config_##name {
+#define INT(section, key, def, min, max, unit, help) int64_t key;
+#define NUM(section, key, def, min, max, unit, help) double key;
+#define BOOL(section, key, def, help) bool key;
+#define STR(section, key, def, help) char key[CONFIG_TEXT_MAX];
+#define CHOICE(section, key, def, choices, help) int key;
+#define DATASETS(section, key, help) struct dataset_list key;
+#define SECTION_END(name) };
+#include "options.def"
+#undef SECTION
+#undef SECTION_END
+#undef INT
+#undef NUM
+#undef BOOL
+#undef STR
+#undef CHOICE
+#undef DATASETS
+
+struct config {
+#define SECTION(name, help) struct config_##name name;
+#define INT(section, key, def, min, max, unit, help)
+#define NUM(section, key, def, min, max, unit, help)
+#define BOOL(section, key, def, help)
+#define STR(section, key, def, help)
+#define CHOICE(section, key, def, choices, help)
+#define DATASETS(section, key, help)
+#define SECTION_END(name)
+#include "options.def"
+#undef SECTION
+#undef SECTION_END
+#undef INT
+#undef NUM
+#undef BOOL
+#undef STR
+#undef CHOICE
+#undef DATASETS
+};
+
+/* Fills cfg with the defaults. */
+void config_defaults(struct config *cfg);
+/* Defaults, then the YAML file, then the key=value words ("optim.lr=1e-4", "batch.global=8", "device=cpu",
+ * "data.train=[{path: shards/a}]": the value is YAML), then config_check. ERR_CONFIG with file, line, key and what
+ * would be allowed; for a near miss, the key that was probably meant. Not collective: rank 0 calls it. */
+int config_load(struct config *cfg, const char *path, int words, char *const *word);
+/* The same from YAML text in memory; `name` stands for the file in messages (a checkpoint's stored configuration). */
+int config_parse(struct config *cfg, const char *name, const char *text, size_t bytes);
+/* Combinations that no single option's range excludes. */
+int config_check(const struct config *cfg);
+/* The whole effective configuration as YAML that config_parse reads back to the same bits. The caller frees *text. */
+int config_to_yaml(const struct config *cfg, char **text);
+/* Prints the effective hyper-parameters that matter to a person, one line a section, on stdout. */
+void config_print(const struct config *cfg);
+/* One log_warn for each hyper-parameter outside the range of known training recipes, saying the range and who used it.
+ * Returns how many. */
+int config_warn_recipes(const struct config *cfg);
+/* The reference of every option, on stdout. */
+void config_help(void);
+
+#endif

@@ -1,0 +1,44 @@
+/* The log: one line per call on stderr, whole even with many threads and ranks. */
+#include "log.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const char *const level_names[] = {"debug", "info", "warn", "error"};
+
+static struct {
+    int rank, ranks;
+    enum log_level least;
+} the_log = {.rank = 0, .ranks = 1, .least = LOG_INFO};
+
+void log_set_rank(int rank, int ranks)
+{
+    the_log.rank = rank;
+    the_log.ranks = ranks;
+    const char *wanted = getenv("TATARA_LOG");
+    the_log.least = rank == 0 ? LOG_INFO : LOG_WARN;
+    for (int i = 0; wanted && i < 4; i++) {
+        if (strcmp(wanted, level_names[i]) == 0) the_log.least = (enum log_level)i;
+    }
+}
+
+void log_write(enum log_level level, const char *format, ...)
+{
+    if (level < the_log.least) return;
+    char line[4096];
+    size_t used = 0;
+    if (the_log.ranks > 1 && (the_log.rank > 0 || level >= LOG_WARN)) {
+        used += (size_t)snprintf(line, sizeof line, "[rank %d] ", the_log.rank);
+    }
+    if (level == LOG_WARN) used += (size_t)snprintf(line + used, sizeof line - used, "warning: ");
+    if (level == LOG_ERROR) used += (size_t)snprintf(line + used, sizeof line - used, "tatara: error: ");
+    va_list args;
+    va_start(args, format);
+    vsnprintf(line + used, sizeof line - used - 1, format, args);
+    va_end(args);
+    used = strlen(line);
+    line[used] = '\n';
+    fwrite(line, 1, used + 1, stderr);
+}

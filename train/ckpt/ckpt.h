@@ -1,0 +1,64 @@
+/* Checkpoints: a folder step-00001000/ of one HDF5 file per rank, an index of virtual datasets and a manifest.
+ *
+ * Knows no models: the caller names the tensors and says which flat range of each this rank holds. Nothing in a
+ * checkpoint depends on how many ranks wrote it; any number of ranks may load any ranges. A folder without its manifest
+ * is not a checkpoint. */
+#ifndef TATARA_CKPT_H
+#define TATARA_CKPT_H
+
+#include "comm.h"
+#include "tensor.h"
+
+#define CKPT_NAME_MAX 160
+#define CKPT_PATH_MAX 1024
+
+/* Elements [begin, end) in row-major order of one named tensor, f32. A name with a slash lies in a group of the index
+ * ("optim/exp_avg/model.norm.weight"). The union of the ranks' ranges is the whole tensor, without overlap. */
+struct ckpt_slab {
+    char name[CKPT_NAME_MAX];
+    int ndim;
+    int64_t shape[TENSOR_MAX_DIMS];
+    int64_t begin, end; /* begin == end: nothing of it on this rank */
+    float *data;        /* host memory, end − begin elements */
+};
+
+/* What is stored beside the tensors. */
+struct ckpt_meta {
+    int64_t step;       /* optimizer steps done; also the data position */
+    double grad_scale;  /* of reduce: exact; a power of two */
+    double grad_norm;   /* of the last step, from which the next scale comes; 0 before the first */
+    uint64_t model_id;  /* hash of what makes two models incompatible: names and shapes of all parameters */
+    uint64_t tokenizer_id; /* XXH3 of the tokenizer's file; 0: none */
+    double tokens;      /* trained so far */
+    char *config_yaml;  /* the effective configuration; on load owned by the caller, who frees it */
+    char version[64];   /* of the program that wrote it */
+};
+
+/* Saves step meta->step into run_dir/step-%08d, replacing nothing that is complete, and then removes the oldest complete
+ * checkpoints beyond `keep`. On any error the temporary folder is deleted, earlier checkpoints are untouched, and all
+ * ranks return the same code (ERR_SYSTEM names file and reason, for example a full disk). slab lists must name the same
+ * tensors in the same order on all ranks. Collective. */
+int ckpt_save(struct comm *comm, const char *run_dir, const struct ckpt_meta *meta, const struct ckpt_slab *slabs, int n,
+              int64_t keep);
+
+/* Finds the newest step folder in run_dir whose manifest verifies (every file's size and checksum, the work shared among
+ * ranks), warning about each newer one that does not and why. found is "" when there is none at all; ERR_DATA when there
+ * are checkpoints and none verifies. Collective. */
+int ckpt_find_newest(struct comm *comm, const char *run_dir, char found[CKPT_PATH_MAX]);
+/* Verifies one checkpoint folder: ERR_DATA naming the file, what is wrong and what to do. Collective. */
+int ckpt_verify(struct comm *comm, const char *folder);
+/* Reads the metadata. Any one rank; not collective. */
+int ckpt_read_meta(const char *folder, struct ckpt_meta *meta);
+/* Fills each slab's data from the checkpoint. A tensor that is missing or of another shape is ERR_DATA naming both. The
+ * caller has verified the folder. Not collective: each rank reads the slabs that it needs. */
+int ckpt_load(const char *folder, const struct ckpt_slab *slabs, int n);
+void ckpt_meta_free(struct ckpt_meta *meta);
+
+/* Prepares run_dir: creates it, checks that it can be written (ERR_SYSTEM), writes OWNER for this attempt, and removes
+ * temporary folders that earlier attempts left. Collective. */
+int ckpt_open_run_dir(struct comm *comm, const char *run_dir);
+
+/* `tatara ckpt ls|show|verify`. argv[0] is the verb after "ckpt". One rank. */
+int ckpt_command(struct comm *comm, int argc, char **argv);
+
+#endif

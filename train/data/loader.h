@@ -1,0 +1,49 @@
+/* The loader: turns (seed, step, position) into micro-batches of tokens, in a thread of its own.
+ *
+ * Micro-batch i of a step holds the samples at positions i·micro … i·micro + micro − 1 of the global batch; rank r
+ * computes the micro-batches with i mod ranks = r, in rising order. Which tokens a sample is, sampler.h says. */
+#ifndef TATARA_LOADER_H
+#define TATARA_LOADER_H
+
+#include "config.h"
+
+struct loader;
+
+struct loader_options {
+    const struct dataset_list *sets; /* used during loader_open only */
+    int64_t seq_len, micro, global;  /* tokens a sequence, sequences */
+    uint64_t seed;
+    int rank, ranks;
+    int prefetch;          /* micro-batches read ahead */
+    bool document_mask;    /* false: start is 0 everywhere */
+    bool sequential;       /* validation: sequences 0, 1, 2, … of all sets in order, one pass; see loader_micro_batches */
+    uint64_t tokenizer_id; /* XXH3 of the tokenizer's file that the shards must have been made with; 0: do not check */
+    int64_t vocab_size;    /* a token at or above it is ERR_DATA */
+};
+
+/* Arrays of sequences × seq_len, row-major, owned by the loader and valid until the next loader_next. */
+struct batch {
+    int64_t sequences, seq_len;
+    const int32_t *tok;    /* inputs */
+    const int32_t *target; /* the token that follows each; −1: not counted (padding of the last validation batch) */
+    const int32_t *start;  /* position in the sequence where the token's document begins; 0 without document_mask */
+    const int32_t *pos;    /* position in the sequence: 0 … seq_len − 1 */
+};
+
+/* Opens all shards (O(number of files)), checks them against tokenizer and vocabulary, starts the thread. ERR_DATA names
+ * the file, the reason and the remedy. Not collective. */
+int loader_open(struct loader **loader, const struct loader_options *options);
+/* From here on loader_next gives this rank's micro-batches of `step` (counted from 0), then of step + 1, … */
+int loader_seek(struct loader *loader, int64_t step);
+/* The next micro-batch of this rank. Damaged data found while reading is ERR_DATA naming file and block. */
+int loader_next(struct loader *loader, struct batch *batch);
+/* Training: micro-batches of this rank in one step. Sequential: in the whole pass. */
+int64_t loader_micro_batches(const struct loader *loader);
+/* Tokens in all sets together, and whole sequences in them. */
+int64_t loader_tokens(const struct loader *loader);
+int64_t loader_sequences(const struct loader *loader);
+/* Seconds that loader_next has waited since the last call. */
+double loader_take_wait_s(struct loader *loader);
+void loader_close(struct loader *loader);
+
+#endif

@@ -1,0 +1,22 @@
+/* SentencePiece behind a C interface (Kudo & Richardson 2018). Encoding and decoding are safe from several threads. */
+#ifndef TATARA_TOKENIZER_H
+#define TATARA_TOKENIZER_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+struct tokenizer;
+
+/* ERR_DATA when the file is missing or no SentencePiece model. */
+int tokenizer_open(struct tokenizer **tokenizer, const char *path);
+void tokenizer_close(struct tokenizer *tokenizer);
+int64_t tokenizer_vocab_size(const struct tokenizer *tokenizer);
+int32_t tokenizer_eos(const struct tokenizer *tokenizer); /* −1: the model has none */
+/* XXH3 of the model file's bytes. */
+uint64_t tokenizer_id(const struct tokenizer *tokenizer);
+/* Tokens of UTF-8 text, without BOS or EOS. The caller frees *tokens. */
+int tokenizer_encode(struct tokenizer *tokenizer, const char *text, size_t bytes, int32_t **tokens, int64_t *n);
+/* Text of tokens, NUL-terminated; control tokens give nothing, incomplete byte pieces give U+FFFD. The caller frees. */
+int tokenizer_decode(struct tokenizer *tokenizer, const int32_t *tokens, int64_t n, char **text);
+
+#endif
