@@ -13,7 +13,8 @@ struct comm {
     struct comm_state *state;
 };
 
-/* Starts MPI (funnelled threads) and joins all ranks. Collective. A program started without mpirun is rank 0 of 1. */
+/* Starts MPI (funnelled threads) and joins all ranks. Collective. A program started without mpirun is rank 0 of 1.
+ * After a failure comm_abort and comm_close may still be called. */
 int comm_open(struct comm *comm, int *argc, char ***argv);
 /* Ends MPI after a success, or after a failure that all ranks agreed on. Collective. */
 void comm_close(struct comm *comm);
@@ -30,7 +31,7 @@ int comm_bcast(struct comm *comm, void *data, size_t bytes, int root);
 int comm_sum_i64(struct comm *comm, int64_t *values, int n);
 int comm_max_i64(struct comm *comm, int64_t *values, int n);
 int comm_sum_f64(struct comm *comm, double *values, int n);
-int comm_max_f64(struct comm *comm, double *values, int n);
+int comm_max_f64(struct comm *comm, double *values, int n); /* may lose a NaN: carry those with a sum */
 /* Each rank's `bytes` to rank 0, in rank order into `all` (ranks·bytes, used on rank 0 only). Collective. */
 int comm_gather(struct comm *comm, const void *mine, void *all, size_t bytes);
 
@@ -46,6 +47,9 @@ int comm_poll(struct comm *comm);
 int comm_wait(struct comm *comm);
 /* Rank r's r-th part of data to all ranks, in place; data's count is a multiple of ranks. Any type. Collective. */
 int comm_all_gather(struct comm *comm, struct tensor data);
+/* Bytes that the MPI library itself may take for the segments in flight, as measured with Open MPI. Depends on
+ * comm->ranks only, so a plan may ask for a number of ranks that it is not running on. */
+size_t comm_buffer_bytes(const struct comm *comm);
 /* Seconds this rank has spent inside comm_wait and comm_all_gather since the last call. */
 double comm_take_wait_s(struct comm *comm);
 
