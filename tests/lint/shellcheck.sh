@@ -1,0 +1,5 @@
+#!/usr/bin/env bash
+# Every shell script passes shellcheck.    shellcheck.sh REPOSITORY
+set -euo pipefail
+cd "$1"
+find scripts tests -name '*.sh' -print0 | xargs -0 shellcheck .ci/run
