@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Installs what is missing, builds with warnings as errors, and runs all tests: unit tests, tests over MPI ranks, both
+# again under the address and undefined-behaviour sanitizers, and the tools that read the sources.
+#
+#   scripts/test.sh [ctest options]        for example: scripts/test.sh -L unit
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+scripts/install.sh build test
+
+configure() { # configure FOLDER cmake-options…
+    local folder=$1
+    shift
+    # What the configuration prints is of interest only when it fails.
+    mkdir -p "$folder"
+    cmake -S . -B "$folder" -G Ninja -DTATARA_WERROR=ON "$@" >"$folder/configure.log" 2>&1 || {
+        cat "$folder/configure.log"
+        exit 1
+    }
+}
+
+echo "Building into build/test, and with sanitizers into build/asan"
+configure build/asan -DTATARA_SANITIZE=ON
+configure build/test -DTATARA_SANITIZED_BUILD="$PWD/build/asan"
+cmake --build build/test
+cmake --build build/asan
+ctest --test-dir build/test --output-on-failure --no-tests=error --parallel "$(nproc)" "$@"
