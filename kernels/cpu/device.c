@@ -1,0 +1,86 @@
+/* The CPU device: host memory, and the table of ops made from ops.def. Ops run to their end before they return, so
+ * upload, download and sync have nothing to wait for. */
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "cpu.h"
+#include "err.h"
+
+static int device_open_cpu(struct device *dev, int index)
+{
+    (void)index; /* a rank has one CPU device: its threads */
+    struct cpu_state *state = calloc(1, sizeof *state);
+    if (!state) FAIL(ERR_SYSTEM, "no memory for the state of the CPU device");
+    state->threads = dev->threads;
+    const int rc = cpu_matmul_open(&state->matmul, state->threads);
+    if (rc) {
+        free(state);
+        return rc;
+    }
+    dev->state = state;
+    return 0;
+}
+
+static void device_close_cpu(struct device *dev)
+{
+    struct cpu_state *state = dev->state;
+    if (!state) return;
+    cpu_matmul_close(state->matmul);
+    free(state);
+    dev->state = NULL;
+}
+
+static int device_alloc(struct device *dev, size_t bytes, void **data)
+{
+    (void)dev;
+    *data = NULL;
+    const size_t padded = (bytes + CPU_ALIGN - 1) / CPU_ALIGN * CPU_ALIGN + (bytes == 0 ? CPU_ALIGN : 0);
+    if (padded < bytes || posix_memalign(data, CPU_ALIGN, padded) != 0) {
+        *data = NULL;
+        FAIL(ERR_SYSTEM, "cannot get %zu bytes of memory. Use a smaller micro-batch, or more ranks on more nodes.",
+             bytes);
+    }
+    memset(*data, 0, padded);
+    return 0;
+}
+
+static void device_free(struct device *dev, void *data, size_t bytes)
+{
+    (void)dev;
+    (void)bytes;
+    free(data);
+}
+
+static int device_copy(struct device *dev, void *to, const void *from, size_t bytes)
+{
+    (void)dev;
+    if (bytes > 0) memcpy(to, from, bytes);
+    return 0;
+}
+
+static int device_sync(struct device *dev)
+{
+    (void)dev;
+    return 0;
+}
+
+static size_t device_workspace_bytes(struct device *dev)
+{
+    return (size_t)dev->threads * CPU_SLICE_BYTES;
+}
+
+const struct device_table cpu_table = {
+    .name = "cpu",
+    .open = device_open_cpu,
+    .close = device_close_cpu,
+    .alloc = device_alloc,
+    .free = device_free,
+    .upload = device_copy,
+    .download = device_copy,
+    .sync = device_sync,
+    .pack_bytes = cpu_pack_bytes,
+    .workspace_bytes = device_workspace_bytes,
+#define OP(name, params, args) .name = cpu_##name,
+#include "ops.def"
+#undef OP
+};
