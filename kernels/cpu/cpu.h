@@ -111,7 +111,8 @@ static inline void cpu_load(float *restrict to, const void *restrict data, enum 
 }
 
 /* n values of f32, rounded to the type of data, to its elements from `begin` on. */
-static inline void cpu_store(void *restrict data, enum dtype dtype, int64_t begin, const float *restrict from, int64_t n)
+static inline void cpu_store(void *restrict data, enum dtype dtype, int64_t begin, const float *restrict from,
+                             int64_t n)
 {
     if (dtype == DT_BF16) {
         uint16_t *to = (uint16_t *)data + begin;
@@ -129,7 +130,7 @@ static inline void cpu_store(void *restrict data, enum dtype dtype, int64_t begi
 static inline float cpu_exp(float x)
 {
     const float clamped = x < -104.0f ? -104.0f : x > 89.0f ? 89.0f : x; /* NaN passes both comparisons */
-    const float magic = 12582912.0f;                                     /* 1.5·2^23: adding it rounds to an integer */
+    const float magic = 12582912.0f; /* 1.5·2^23: adding it rounds to an integer */
     const float shifted = clamped * 1.44269504088896341f + magic;
     const float n = shifted - magic;
     const float hi = clamped - n * 0.693145751953125f;
@@ -170,11 +171,6 @@ static inline float *cpu_target(struct tensor t, int64_t begin, float *buffer)
 static inline void cpu_commit(struct tensor t, int64_t begin, int64_t n, const float *buffer)
 {
     if (t.dtype != DT_F32) cpu_store(t.data, t.dtype, begin, buffer, n);
-}
-
-static inline int64_t cpu_min(int64_t a, int64_t b)
-{
-    return a < b ? a : b;
 }
 
 #endif
