@@ -8,6 +8,7 @@
 #ifndef TATARA_ERR_H
 #define TATARA_ERR_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 /* name, exit status, what it means */
@@ -51,6 +52,10 @@ void err_clear(void);
 void err_take(struct err_record *record, int code);
 /* Makes `record` this thread's error and returns its code (0 when it holds none). */
 int err_give(const struct err_record *record);
+/* Marks this thread's error as known to all ranks (comm_agree does), until the next err_raise. */
+void err_share(void);
+/* True when the other ranks fail with this error too, so that ending them is not needed. */
+bool err_shared(void);
 /* "ERR_DATA" for 4, and so on; "?" for an unknown code. */
 const char *err_name(int code);
 

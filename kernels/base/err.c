@@ -10,6 +10,7 @@
 
 static _Thread_local char message[ERR_MESSAGE_MAX];
 static _Thread_local char trace[TRACE_MAX];
+static _Thread_local bool shared;
 
 int err_raise(int code, const char *file, int line, const char *format, ...)
 {
@@ -18,8 +19,19 @@ int err_raise(int code, const char *file, int line, const char *format, ...)
     vsnprintf(message, sizeof message, format, args);
     va_end(args);
     trace[0] = '\0';
+    shared = false;
     err_trace(file, line, err_name(code));
     return code;
+}
+
+void err_share(void)
+{
+    shared = true;
+}
+
+bool err_shared(void)
+{
+    return shared;
 }
 
 void err_trace(const char *file, int line, const char *call)
