@@ -12,6 +12,7 @@
  * Threads: only the one that called comm_open (MPI_THREAD_FUNNELED). With one rank no collective calls MPI. */
 #include "comm.h"
 
+#include "cores.h"
 #include "err.h"
 #include "log.h"
 
@@ -112,6 +113,7 @@ static int local_ranks_count(struct comm *comm)
     CHECK_MPI(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node), "split by node");
     CHECK_MPI(MPI_Comm_rank(node, &comm->local_rank), "rank on the node");
     CHECK_MPI(MPI_Comm_size(node, &comm->local_ranks), "ranks on the node");
+    TRY(cores_count(comm, node));
     CHECK_MPI(MPI_Comm_free(&node), "split by node");
     return 0;
 }
@@ -183,6 +185,7 @@ int comm_agree(struct comm *comm, int rc)
         if (rc != 0) log_debug("failed too: %s", err_message());
         err_clear();
     }
+    err_share();
     return (int)(first & INT32_MAX);
 }
 
