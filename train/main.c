@@ -1,0 +1,80 @@
+/* Subcommands, and the one place where an error reaches a person and becomes an exit status. */
+#include "ckpt/ckpt.h"
+#include "comm.h"
+#include "data/prepare.h"
+#include "data/show.h"
+#include "err.h"
+#include "log.h"
+#include "run.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static const struct command {
+    const char *name;
+    int (*run)(struct comm *comm, int argc, char **argv);
+    bool parallel; /* runs on all ranks of mpirun; the others only on one */
+    const char *help;
+} commands[] = {
+    {"prepare", prepare_command, true, "turn text into token shards"},
+    {"train", run_command, true, "train a model, or go on training it"},
+    {"sample", sample_command, false, "continue prompts with a trained model"},
+    {"plan", plan_command, false, "parameters and memory of a configuration, without running it"},
+    {"data", data_command, false, "show: documents, tokens and sources of shards"},
+    {"ckpt", ckpt_command, false, "ls, show, verify: look at checkpoints"},
+};
+
+enum { COMMANDS = sizeof commands / sizeof *commands };
+
+static void usage(void)
+{
+    puts("Tatara " TATARA_VERSION ": trains language models on CPU clusters with MPI.\n"
+         "\n"
+         "usage: tatara COMMAND ...\n");
+    for (int i = 0; i < COMMANDS; i++) printf("  %-9s %s\n", commands[i].name, commands[i].help);
+    puts("\n`tatara COMMAND --help` says more. train and prepare run on several ranks under mpirun.\n"
+         "Exit status: 0 success");
+#define X(name, status, meaning) printf("  %2d  %s\n", status, meaning);
+    ERR_LIST(X)
+#undef X
+}
+
+static int dispatch(struct comm *comm, int argc, char **argv)
+{
+    for (int i = 0; i < COMMANDS && argc > 1; i++) {
+        if (strcmp(argv[1], commands[i].name) != 0) continue;
+        if (!commands[i].parallel && comm->ranks > 1) {
+            return comm_agree(comm, err_raise(ERR_USAGE, __FILE__, __LINE__,
+                                              "tatara %s runs on one rank; start it without mpirun", argv[1]));
+        }
+        return commands[i].run(comm, argc - 2, argv + 2);
+    }
+    if (argc > 1 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "help") == 0)) {
+        if (comm->rank == 0) usage();
+        return 0;
+    }
+    if (argc > 1 && strcmp(argv[1], "--version") == 0) {
+        if (comm->rank == 0) puts("tatara " TATARA_VERSION);
+        return 0;
+    }
+    return comm_agree(comm, err_raise(ERR_USAGE, __FILE__, __LINE__, "%s%s; see `tatara --help`",
+                                      argc > 1 ? "no such command: " : "which command?", argc > 1 ? argv[1] : ""));
+}
+
+int main(int argc, char **argv)
+{
+    struct comm comm;
+    int rc = comm_open(&comm, &argc, &argv);
+    if (rc == 0) {
+        log_set_rank(comm.rank, comm.ranks);
+        rc = dispatch(&comm, argc, argv);
+    }
+    if (rc != 0 && err_message()[0] != '\0') {
+        log_error("%s", err_message());
+        log_debug("%s at\n%s", err_name(rc), err_trace_text());
+    }
+    /* An error that the other ranks do not know of must end them too; one they agreed on ends all alike. */
+    if (rc != 0 && comm.ranks > 1 && !err_shared()) comm_abort(&comm, rc);
+    comm_close(&comm);
+    return rc;
+}

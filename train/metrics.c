@@ -1,0 +1,141 @@
+/* The progress line and metrics.jsonl. */
+#include "metrics.h"
+
+#include "err.h"
+
+#include <errno.h>
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define FORMAT_MAX 32
+
+/* A line "Name:   123 kB" of /proc/self/status, in bytes; 0 when it is not there. */
+static size_t status_bytes(const char *name)
+{
+    char line[256];
+    size_t kib = 0;
+    FILE *file = fopen("/proc/self/status", "r");
+    while (file && fgets(line, sizeof line, file)) {
+        if (strncmp(line, name, strlen(name)) == 0) kib = strtoul(line + strlen(name), NULL, 10);
+    }
+    if (file) fclose(file);
+    return kib * 1024;
+}
+
+size_t metrics_rss_bytes(void)
+{
+    return status_bytes("VmRSS:");
+}
+
+size_t metrics_peak_rss_bytes(void)
+{
+    return status_bytes("VmHWM:");
+}
+
+int metrics_open(struct metrics *metrics, struct comm *comm, const struct config *cfg, double flops_per_token,
+                 double peak_flops)
+{
+    char path[CONFIG_TEXT_MAX + 32];
+    *metrics = (struct metrics){.cfg = cfg, .flops_per_token = flops_per_token, .peak_flops = peak_flops,
+                                .mark_s = step_clock_s()};
+    if (comm->rank != 0) return 0;
+    snprintf(path, sizeof path, "%s/metrics.jsonl", cfg->run.dir);
+    metrics->file = fopen(path, "a");
+    if (!metrics->file) FAIL(ERR_SYSTEM, "cannot write %s: %s; check the folder's rights and space", path, strerror(errno));
+    return 0;
+}
+
+void metrics_close(struct metrics *metrics)
+{
+    if (metrics->file) fclose(metrics->file);
+    metrics->file = NULL;
+}
+
+/* Writes one JSON object as a line and frees it. */
+static int write_line(struct metrics *metrics, json_t *object)
+{
+    if (!object) FAIL(ERR_SYSTEM, "out of memory for a line of metrics.jsonl");
+    int failed = 0;
+    if (metrics->file) {
+        failed = json_dumpf(object, metrics->file, JSON_COMPACT | JSON_REAL_PRECISION(17)) != 0;
+        failed = failed || fputc('\n', metrics->file) == EOF || fflush(metrics->file) != 0;
+    }
+    json_decref(object);
+    if (failed) FAIL(ERR_SYSTEM, "cannot write %s/metrics.jsonl: %s", metrics->cfg->run.dir, strerror(errno));
+    return 0;
+}
+
+int metrics_event(struct metrics *metrics, const char *event, int64_t step, void *values)
+{
+    json_t *object = json_pack("{s:s, s:I}", "event", event, "step", (json_int_t)step);
+    if (values) {
+        json_object_update(object, values);
+        json_decref(values);
+    }
+    return write_line(metrics, object);
+}
+
+void metrics_skip(struct metrics *metrics, double since_s)
+{
+    metrics->mark_s += step_clock_s() - since_s;
+}
+
+/* "1 h 05 min", "3 min 20 s", "12 s". */
+static void format_duration(char text[FORMAT_MAX], double s)
+{
+    const long n = (long)(s + 0.5);
+    if (n >= 3600) {
+        snprintf(text, FORMAT_MAX, "%ld h %02ld min", n / 3600, n / 60 % 60);
+    } else if (n >= 60) {
+        snprintf(text, FORMAT_MAX, "%ld min %02ld s", n / 60, n % 60);
+    } else {
+        snprintf(text, FORMAT_MAX, "%ld s", n);
+    }
+}
+
+static void print_progress(const struct metrics *metrics, int64_t step, const struct step_report *report,
+                           double tokens_per_s, double interval_s)
+{
+    const struct config *cfg = metrics->cfg;
+    char left[FORMAT_MAX];
+    format_duration(left, interval_s / (double)metrics->steps * (double)(cfg->run.steps - step));
+    printf("step %lld/%lld  loss %.4f  lr %.2e  grad norm %.3f  %.0f tokens/s  %.0f%% of matmul peak  %s left\n",
+           (long long)step, (long long)cfg->run.steps, report->loss, report->lr, report->grad_norm, tokens_per_s,
+           100 * tokens_per_s * metrics->flops_per_token / metrics->peak_flops, left);
+    fflush(stdout);
+}
+
+int metrics_step(struct metrics *metrics, struct comm *comm, int64_t step, const struct step_report *report, bool now)
+{
+    const struct config *cfg = metrics->cfg;
+    struct step_report *total = &metrics->total;
+    metrics->steps++;
+    total->load_s += report->load_s;
+    total->forward_s += report->forward_s;
+    total->backward_s += report->backward_s;
+    total->reduce_s += report->reduce_s;
+    total->update_s += report->update_s;
+    if (step % cfg->log.every != 0 && !now) return 0;
+
+    double peak_bytes = (double)metrics_peak_rss_bytes();
+    TRY(comm_max_f64(comm, &peak_bytes, 1));
+    const double interval_s = step_clock_s() - metrics->mark_s, n = (double)metrics->steps;
+    const double tokens_per_s = n * (double)(cfg->batch.global * cfg->model.seq_len) / interval_s;
+    if (comm->rank == 0) {
+        print_progress(metrics, step, report, tokens_per_s, interval_s);
+        TRY(write_line(metrics,
+                       json_pack("{s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:I, s:i}", "step",
+                                 (json_int_t)step, "loss", report->loss, "lr", report->lr, "grad_norm",
+                                 report->grad_norm, "tokens_per_s", tokens_per_s, "step_s", interval_s / n,
+                                 "data_wait_s", total->load_s / n, "forward_s", total->forward_s / n, "backward_s",
+                                 total->backward_s / n, "reduce_s", total->reduce_s / n, "update_s",
+                                 total->update_s / n, "peak_rss_bytes", (json_int_t)peak_bytes, "redone",
+                                 report->redone)));
+    }
+    metrics->mark_s = step_clock_s();
+    metrics->steps = 0;
+    metrics->total = (struct step_report){0};
+    return 0;
+}

@@ -1,0 +1,119 @@
+/* `tatara plan`, and the check that a run fits before it starts. Both use the measuring pass of the layout itself. */
+#include "plan.h"
+
+#include "config.h"
+#include "data/loader.h"
+#include "err.h"
+#include "run.h"
+#include "step.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define MIB 1048576.0
+
+/* Memory that the kernel says new programs may take; 0 when it does not say. */
+static double available_bytes(void)
+{
+    char line[256];
+    double kib = 0;
+    FILE *file = fopen("/proc/meminfo", "r");
+    while (file && fgets(line, sizeof line, file)) {
+        if (strncmp(line, "MemAvailable:", 13) == 0) kib = strtod(line + 13, NULL);
+    }
+    if (file) fclose(file);
+    return kib * 1024;
+}
+
+int plan_check_memory(const struct arena *measured, const struct comm *comm)
+{
+    const double wanted = (double)measured->used * comm->local_ranks, free_bytes = available_bytes();
+    if (free_bytes == 0 || wanted <= free_bytes) return 0;
+    FAIL(ERR_CONFIG,
+         "this run needs %.0f MiB on each of %d ranks of this node, and %.0f MiB are free. Activations take %.0f MiB: "
+         "lower batch.micro or set model.recompute=block; optimizer and gradients take %.0f MiB: use more ranks with "
+         "parallel.zero=1. `tatara plan` shows the effect without running",
+         (double)measured->used / MIB, comm->local_ranks, free_bytes / MIB,
+         (double)measured->by_kind[ARENA_ACTS] / MIB,
+         (double)(measured->by_kind[ARENA_OPTIM] + measured->by_kind[ARENA_GRADS]) / MIB);
+}
+
+static int print_plan(const struct config *cfg, int64_t vocab_size, int ranks, struct device *dev)
+{
+    struct comm comm = {.ranks = ranks, .local_ranks = ranks, .cores = 1};
+    struct arena measure = arena_measure(dev);
+    struct step step;
+    TRY(step_layout(&step, cfg, vocab_size, dev, &comm, &measure));
+    printf("parameters      %lld (%.2f B), vocabulary %lld\n", (long long)step.params.elems,
+           (double)step.params.elems / 1e9, (long long)vocab_size);
+    printf("compute         %.2f GFLOP a token, forward and backward\n",
+           model_flops_per_token(&cfg->model, vocab_size) / 1e9);
+    printf("global batch    %lld sequences = %lld tokens a step; %lld micro-batches over %d rank%s\n",
+           (long long)cfg->batch.global, (long long)(cfg->batch.global * cfg->model.seq_len),
+           (long long)(cfg->batch.global / cfg->batch.micro), ranks, ranks == 1 ? "" : "s");
+    printf("whole run       %.3g tokens in %lld steps\n\n",
+           (double)cfg->run.steps * (double)(cfg->batch.global * cfg->model.seq_len), (long long)cfg->run.steps);
+    printf("memory of one rank, MiB (ZeRO stage %lld, %s)\n", (long long)cfg->parallel.zero,
+           cfg->precision.compute == COMPUTE_BF16 ? "bf16" : "fp32");
+    for (int kind = 0; kind < ARENA_KINDS; kind++) {
+        printf("  %-14s %12.1f\n", arena_kind_name((enum arena_kind)kind), (double)measure.by_kind[kind] / MIB);
+    }
+    printf("  %-14s %12.1f\n", "communication", (double)comm_buffer_bytes(&comm) / MIB);
+    printf("  %-14s %12.1f\n", "total", (double)(measure.used + comm_buffer_bytes(&comm)) / MIB);
+    step_close(&step);
+    return 0;
+}
+
+static void usage(void)
+{
+    puts("usage: tatara plan CONFIG.yaml [ranks=N] [key=value ...]\n"
+         "\n"
+         "Prints the number of parameters and the memory that each of N data-parallel ranks (default 1) will take, from\n"
+         "the code that takes it; trains nothing and needs no data. The tokenizer is read only when model.vocab_size is 0.");
+}
+
+int plan_command(struct comm *comm, int argc, char **argv)
+{
+    int rc = 0;
+    long ranks = 1;
+    int64_t vocab_size = 0;
+    uint64_t tokenizer_id = 0;
+    struct device dev = {.kind = DEVICE_CPU};
+    struct config *cfg = NULL;
+    char **words = NULL;
+    int n = 0;
+    if (argc < 1 || strcmp(argv[0], "--help") == 0) {
+        usage();
+        if (argc > 0) return 0;
+        FAIL(ERR_USAGE, "tatara plan needs a configuration file");
+    }
+    cfg = calloc(1, sizeof *cfg);
+    words = calloc((size_t)argc, sizeof *words);
+    if (!cfg || !words) FAIL_GOTO(done, ERR_SYSTEM, "out of memory for the configuration");
+    for (int i = 1; i < argc; i++) {
+        if (strncmp(argv[i], "ranks=", 6) != 0) {
+            words[n++] = argv[i];
+            continue;
+        }
+        char *end = NULL;
+        ranks = strtol(argv[i] + 6, &end, 10);
+        if (*end != '\0' || end == argv[i] + 6 || ranks < 1 || ranks > 1000000) {
+            FAIL_GOTO(done, ERR_USAGE, "%s: ranks is a whole number from 1 to 1000000", argv[i]);
+        }
+    }
+    TRY_GOTO(config_load(cfg, argv[0], n, words), done);
+    vocab_size = cfg->model.vocab_size;
+    if (vocab_size == 0) TRY_GOTO(run_vocab(cfg, &vocab_size, &tokenizer_id), done);
+    if (vocab_size == 0) {
+        FAIL_GOTO(done, ERR_CONFIG, "%s: the vocabulary's size is not known; set model.vocab_size or data.tokenizer",
+                  argv[0]);
+    }
+    TRY_GOTO(device_open(&dev, DEVICE_CPU, 0, cfg->run.threads > 0 ? (int)cfg->run.threads : comm->cores), done);
+    TRY_GOTO(print_plan(cfg, vocab_size, (int)ranks, &dev), done);
+done:
+    if (dev.table) device_close(&dev);
+    free(words);
+    free(cfg);
+    return rc;
+}

@@ -1,0 +1,353 @@
+/* The training loop: batch, step, log, save, stop; and what must be open before it. */
+#include "run.h"
+
+#include "ckpt/ckpt.h"
+#include "data/loader.h"
+#include "data/tokenizer.h"
+#include "err.h"
+#include "log.h"
+#include "metrics.h"
+#include "plan.h"
+#include "signals.h"
+#include "state.h"
+#include "step.h"
+
+#include <errno.h>
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define RATE_TRIES 5
+
+struct run {
+    struct config *cfg;
+    struct comm *comm;
+    struct device dev;
+    struct arena arena;
+    struct step step;
+    struct loader *train, *valid; /* valid NULL: nothing to evaluate on */
+    struct metrics metrics;
+    struct ckpt_run folder;
+    int64_t vocab_size;
+    uint64_t tokenizer_id;
+    int64_t done;  /* steps */
+    int64_t saved; /* the step of the newest checkpoint that this process wrote or read; −1: none */
+    size_t base_bytes;
+};
+
+int run_vocab(const struct config *cfg, int64_t *vocab_size, uint64_t *id)
+{
+    struct tokenizer *tokenizer = NULL;
+    *vocab_size = cfg->model.vocab_size;
+    *id = 0;
+    if (cfg->data.tokenizer[0] == '\0') return 0;
+    TRY(tokenizer_open(&tokenizer, cfg->data.tokenizer));
+    const int64_t size = tokenizer_vocab_size(tokenizer);
+    *id = tokenizer_id(tokenizer);
+    tokenizer_close(tokenizer);
+    if (*vocab_size == 0) *vocab_size = size;
+    if (*vocab_size < size) {
+        FAIL(ERR_CONFIG, "model.vocab_size is %lld, but %s has %lld tokens; use at least that many, or 0",
+             (long long)*vocab_size, cfg->data.tokenizer, (long long)size);
+    }
+    return 0;
+}
+
+int run_open_device(struct device *dev, const struct config *cfg, const struct comm *comm)
+{
+    char text[256];
+    const int threads = cfg->run.threads > 0 ? (int)cfg->run.threads : comm->cores;
+    const enum device_kind kind = cfg->top.device == CHOOSE_CUDA ? DEVICE_CUDA : DEVICE_CPU;
+    TRY(device_open(dev, kind, comm->local_rank, threads));
+    device_describe(dev, text, sizeof text);
+    log_info("device: %s a rank, %d rank%s, %d on this node%s", text, comm->ranks, comm->ranks == 1 ? "" : "s",
+             comm->local_ranks, cfg->top.device == CHOOSE_AUTO ? " (auto: this build has no CUDA backend)" : "");
+    if (cfg->run.threads == 0) {
+        log_info("threads: %d a rank, of the %d cores that this rank may use%s", threads, comm->allowed_cores,
+                 comm->local_ranks == 1 && comm->ranks == 1 && comm->allowed_cores < comm->node_cores
+                     ? "; mpirun --bind-to none would give it all of the node"
+                     : "");
+    }
+    return 0;
+}
+
+/* Data, and what the model needs to know of it. Not collective. */
+static int open_data(struct run *run)
+{
+    const struct config *cfg = run->cfg;
+    struct loader_options options = {.sets = &cfg->data.train, .seq_len = cfg->model.seq_len,
+                                     .micro = cfg->batch.micro, .global = cfg->batch.global,
+                                     .seed = (uint64_t)cfg->run.seed, .rank = run->comm->rank,
+                                     .ranks = run->comm->ranks, .prefetch = (int)cfg->data.prefetch,
+                                     .document_mask = cfg->data.document_mask};
+    TRY(run_vocab(cfg, &run->vocab_size, &run->tokenizer_id));
+    options.tokenizer_id = run->tokenizer_id;
+    options.vocab_size = run->vocab_size;
+    TRY(loader_open(&run->train, &options));
+    if (cfg->data.valid.n > 0) {
+        options.sets = &cfg->data.valid;
+        options.sequential = true;
+        TRY(loader_open(&run->valid, &options));
+    }
+    const double epochs = (double)cfg->run.steps * (double)cfg->batch.global / (double)loader_sequences(run->train);
+    log_info("data: %lld training tokens, %lld sequences of %lld; the run reads them %.2f times",
+             (long long)loader_tokens(run->train), (long long)loader_sequences(run->train),
+             (long long)cfg->model.seq_len, epochs);
+    return 0;
+}
+
+/* Measures, checks and takes the memory of the run. Not collective. */
+static int open_memory(struct run *run)
+{
+    struct arena measure = arena_measure(&run->dev);
+    TRY(step_layout(&run->step, run->cfg, run->vocab_size, &run->dev, run->comm, &measure));
+    step_close(&run->step);
+    run->base_bytes = metrics_rss_bytes();
+    TRY(plan_check_memory(&measure, run->comm));
+    TRY(arena_open(&run->arena, &run->dev, measure.used));
+    return step_layout(&run->step, run->cfg, run->vocab_size, &run->dev, run->comm, &run->arena);
+}
+
+/* Finds the checkpoint to go on from; folder "" when the run starts at step 0. Collective. */
+static int find_checkpoint(struct run *run, char folder[CKPT_PATH_MAX])
+{
+    const char *resume = run->cfg->checkpoint.resume;
+    folder[0] = '\0';
+    if (strcmp(resume, "auto") == 0) return ckpt_find_newest(run->comm, run->cfg->run.dir, folder);
+    if (strcmp(resume, "never") == 0) {
+        char newest[CKPT_PATH_MAX];
+        TRY(ckpt_find_newest(run->comm, run->cfg->run.dir, newest));
+        if (newest[0] == '\0') return 0;
+        return comm_agree(run->comm, err_raise(ERR_CONFIG, __FILE__, __LINE__,
+                                               "checkpoint.resume is never, but %s exists; remove it, or choose "
+                                               "another run.dir, so that no run is mixed with another",
+                                               newest));
+    }
+    snprintf(folder, CKPT_PATH_MAX, "%s", resume);
+    return ckpt_verify(run->comm, folder);
+}
+
+static int resume(struct run *run)
+{
+    int rc = 0;
+    char folder[CKPT_PATH_MAX];
+    struct ckpt_meta meta = {0};
+    TRY(find_checkpoint(run, folder));
+    TRY(step_start(&run->step, folder[0] == '\0'));
+    if (folder[0] == '\0') return 0;
+    TRY_GOTO(comm_agree(run->comm, ckpt_read_meta(folder, &meta)), done);
+    TRY_GOTO(state_load(&run->step, folder, &meta), done);
+    run->done = run->saved = meta.step;
+    log_info("resume: step %lld from %s", (long long)run->done, folder);
+    if (meta.tokenizer_id != run->tokenizer_id) {
+        log_warn("%s was trained with another tokenizer than %s: its tokens mean something else", folder,
+                 run->cfg->data.tokenizer);
+    }
+done:
+    ckpt_meta_free(&meta);
+    return rc;
+}
+
+/* The rate of the model's largest matrix product, all ranks together, in FLOP/s: what progress is compared with. */
+static int measure_peak(struct run *run, double *flops)
+{
+    struct model *m = &run->step.model;
+    double best = 0;
+    const struct tensor x = tensor_rows(m->nf, 0, m->chunk);
+    for (int i = 0; i < RATE_TRIES; i++) {
+        const double begin = step_clock_s();
+        TRY(op_matmul(&run->dev, m->logits, x, m->head.w, m->head.pack_fwd, TENSOR_NONE, MATMUL_TB));
+        TRY(run->dev.table->sync(&run->dev));
+        const double rate = 2.0 * (double)m->chunk * (double)m->vocab_size * (double)m->cfg.hidden /
+                            (step_clock_s() - begin);
+        best = rate > best ? rate : best;
+    }
+    *flops = best;
+    return comm_sum_f64(run->comm, flops, 1);
+}
+
+static int save_config(const struct run *run)
+{
+    int rc = 0;
+    char path[CONFIG_TEXT_MAX + 32], *text = NULL;
+    FILE *file = NULL;
+    snprintf(path, sizeof path, "%s/config.yaml", run->cfg->run.dir);
+    TRY_GOTO(config_to_yaml(run->cfg, &text), done);
+    file = fopen(path, "w");
+    if (!file || fputs(text, file) == EOF || fflush(file) != 0) {
+        FAIL_GOTO(done, ERR_SYSTEM, "cannot write %s: %s; check the folder's rights and space", path, strerror(errno));
+    }
+done:
+    if (file) fclose(file);
+    free(text);
+    return rc;
+}
+
+static int open_metrics(struct run *run)
+{
+    double peak_flops = 0;
+    TRY(measure_peak(run, &peak_flops));
+    TRY(comm_agree(run->comm,
+                   metrics_open(&run->metrics, run->comm, run->cfg,
+                                model_flops_per_token(&run->cfg->model, run->vocab_size), peak_flops)));
+    if (run->comm->rank != 0) return 0;
+    log_info("matmul: %.0f GFLOP/s measured, all ranks together", peak_flops / 1e9);
+    return metrics_event(&run->metrics, run->done > 0 ? "resume" : "start", run->done,
+                         json_pack("{s:i, s:I, s:I, s:I, s:I, s:f}", "ranks", run->comm->ranks, "parameters",
+                                   (json_int_t)run->step.params.elems, "arena_bytes", (json_int_t)run->arena.size,
+                                   "planned_bytes",
+                                   (json_int_t)(run->arena.size + comm_buffer_bytes(run->comm)), "base_rss_bytes",
+                                   (json_int_t)run->base_bytes, "matmul_flops", peak_flops));
+}
+
+static int save(struct run *run)
+{
+    int rc = 0;
+    const double begin = step_clock_s();
+    struct ckpt_meta meta = {.step = run->done, .grad_scale = run->step.zero.scale,
+                             .grad_norm = run->step.grad_norm, .model_id = run->step.params.id,
+                             .tokenizer_id = run->tokenizer_id,
+                             .tokens = (double)run->done * (double)(run->cfg->batch.global * run->cfg->model.seq_len)};
+    snprintf(meta.version, sizeof meta.version, "%s", TATARA_VERSION);
+    if (run->saved == run->done) return 0;
+    TRY_GOTO(comm_agree(run->comm, config_to_yaml(run->cfg, &meta.config_yaml)), done);
+    TRY_GOTO(state_save(&run->step, &run->folder, &meta, run->cfg->checkpoint.keep), done);
+    run->saved = run->done;
+    log_info("checkpoint: %s/step-%08lld in %.1f s", run->cfg->run.dir, (long long)run->done, step_clock_s() - begin);
+    TRY_GOTO(metrics_event(&run->metrics, "checkpoint", run->done, json_pack("{s:f}", "s", step_clock_s() - begin)),
+             done);
+    metrics_skip(&run->metrics, begin);
+done:
+    free(meta.config_yaml);
+    return rc;
+}
+
+static int evaluate(struct run *run)
+{
+    double loss = 0;
+    const double begin = step_clock_s();
+    if (!run->valid) return 0;
+    TRY(step_evaluate(&run->step, run->valid, run->cfg->log.eval_batches, &loss));
+    if (run->comm->rank == 0) {
+        printf("step %lld/%lld  validation loss %.4f  (%.1f s)\n", (long long)run->done,
+               (long long)run->cfg->run.steps, loss, step_clock_s() - begin);
+        fflush(stdout);
+    }
+    TRY(metrics_event(&run->metrics, "evaluation", run->done, json_pack("{s:f}", "loss", loss)));
+    metrics_skip(&run->metrics, begin);
+    return 0;
+}
+
+static bool due(int64_t step, int64_t every)
+{
+    return every > 0 && step % every == 0;
+}
+
+/* Steps until the end of the run or a request to stop. */
+static int loop(struct run *run)
+{
+    const struct config *cfg = run->cfg;
+    const int64_t end = cfg->run.stop_at > 0 && cfg->run.stop_at < cfg->run.steps ? cfg->run.stop_at : cfg->run.steps;
+    struct request request = {.stop = false};
+    struct step_report report;
+    TRY(loader_seek(run->train, run->done));
+    run->metrics.mark_s = step_clock_s();
+    while (run->done < end && !request.stop) {
+        TRY(step_run(&run->step, run->train, run->done, &report));
+        run->done++;
+        TRY(signal_poll(run->comm, cfg->run.dir, &request));
+        TRY(metrics_step(&run->metrics, run->comm, run->done, &report, run->done == end || request.stop));
+        if (due(run->done, cfg->log.eval_every) && run->done < end) TRY(evaluate(run));
+        if ((due(run->done, cfg->checkpoint.every) || request.save) && save(run) != 0) {
+            /* All ranks agreed on this failure, and nothing that was saved before is lost: training is worth going on. */
+            if (err_message()[0] != '\0') log_warn("no checkpoint at step %lld: %s", (long long)run->done, err_message());
+            err_clear();
+        }
+    }
+    if (run->done >= cfg->run.steps) TRY(evaluate(run));
+    TRY(save(run));
+    if (run->done >= cfg->run.steps) {
+        log_info("done: %lld steps; the model is in %s/step-%08lld", (long long)run->done, cfg->run.dir,
+                 (long long)run->done);
+    } else {
+        log_info("stopped at step %lld of %lld %s; the same command goes on from here", (long long)run->done,
+                 (long long)cfg->run.steps, request.stop ? "on request" : "as run.stop_at says");
+    }
+    return metrics_event(&run->metrics, "end", run->done, NULL);
+}
+
+static int run_train(struct comm *comm, struct config *cfg)
+{
+    int rc = 0;
+    struct run run = {.cfg = cfg, .comm = comm, .saved = -1};
+    TRY_GOTO(signal_open(), done);
+    TRY_GOTO(comm_agree(comm, run_open_device(&run.dev, cfg, comm)), done);
+    TRY_GOTO(comm_agree(comm, open_data(&run)), done);
+    TRY_GOTO(comm_agree(comm, open_memory(&run)), done);
+    log_info("model: %.1f M parameters; memory: %.0f MiB a rank", (double)run.step.params.elems / 1e6,
+             (double)run.arena.size / (1 << 20));
+    TRY_GOTO(ckpt_open_run_dir(comm, cfg->run.dir, &run.folder), done);
+    if (comm->rank == 0) rc = save_config(&run);
+    TRY_GOTO(comm_agree(comm, rc), done);
+    TRY_GOTO(resume(&run), done);
+    TRY_GOTO(open_metrics(&run), done);
+    TRY_GOTO(loop(&run), done);
+done:
+    metrics_close(&run.metrics);
+    loader_close(run.valid);
+    loader_close(run.train);
+    step_close(&run.step);
+    arena_close(&run.arena);
+    device_close(&run.dev);
+    return rc;
+}
+
+static void usage(void)
+{
+    puts("usage: tatara train CONFIG.yaml [key=value ...]\n"
+         "       mpirun -n RANKS tatara train CONFIG.yaml [key=value ...]\n"
+         "\n"
+         "Trains the model that the configuration describes; with checkpoints in run.dir, goes on from the newest.\n"
+         "key=value words override the file, for example optim.lr=1e-4 or batch.global=128.\n"
+         "\n"
+         "  --help-config   every option: type, default, range, meaning\n"
+         "  --help          this text\n"
+         "\n"
+         "To stop: Ctrl-C, SIGTERM or SIGUSR1, or `touch RUN_DIR/STOP`; the step in hand is finished and saved.\n"
+         "To save and go on: `touch RUN_DIR/SAVE`. Under mpirun send SIGUSR1 to mpirun, which passes it on.\n"
+         "Environment: TATARA_LOG=debug|info|warn|error.");
+}
+
+int run_command(struct comm *comm, int argc, char **argv)
+{
+    int rc = 0;
+    const bool help_config = argc > 0 && strcmp(argv[0], "--help-config") == 0;
+    if (argc < 1 || argv[0][0] == '-') {
+        const bool asked = argc > 0 && (help_config || strcmp(argv[0], "--help") == 0);
+        if (comm->rank == 0 && help_config) config_help();
+        if (comm->rank == 0 && !help_config) usage();
+        if (asked) return 0;
+        return comm_agree(comm, err_raise(ERR_USAGE, __FILE__, __LINE__, "tatara train needs a configuration file%s%s",
+                                          argc > 0 ? ", not " : "", argc > 0 ? argv[0] : ""));
+    }
+    struct config *cfg = calloc(1, sizeof *cfg);
+    if (!cfg) rc = err_raise(ERR_SYSTEM, __FILE__, __LINE__, "out of memory for the configuration");
+    TRY_GOTO(comm_agree(comm, rc), done);
+    if (comm->rank == 0) {
+        rc = config_load(cfg, argv[0], argc - 1, argv + 1);
+        if (rc == 0) rc = config_check_for_training(cfg);
+    }
+    TRY_GOTO(comm_agree(comm, rc), done);
+    TRY_GOTO(comm_bcast(comm, cfg, sizeof *cfg, 0), done);
+    if (comm->rank == 0) {
+        printf("tatara %s: training, %d rank%s\n", TATARA_VERSION, comm->ranks, comm->ranks == 1 ? "" : "s");
+        config_print(cfg);
+        fflush(stdout);
+        config_warn_recipes(cfg);
+    }
+    TRY_GOTO(run_train(comm, cfg), done);
+done:
+    free(cfg);
+    return rc;
+}

@@ -1,0 +1,22 @@
+/* A training run: from a configuration to its last step. */
+#ifndef TATARA_RUN_H
+#define TATARA_RUN_H
+
+#include "comm.h"
+#include "config.h"
+
+/* Rows of the embedding: model.vocab_size, or the tokenizer's size when it is 0; id: the tokenizer's, 0 without one.
+ * ERR_CONFIG when the two do not fit, ERR_DATA when the tokenizer's file does not load. */
+int run_vocab(const struct config *cfg, int64_t *vocab_size, uint64_t *id);
+/* Opens the compute device that cfg->device asks for and says on rank 0 which it is. Collective. */
+int run_open_device(struct device *dev, const struct config *cfg, const struct comm *comm);
+
+/* `tatara train`: trains until the last step, run.stop_at or a request to stop, saving and resuming as configured. argv
+ * after "train". Collective. */
+int run_command(struct comm *comm, int argc, char **argv);
+/* `tatara plan`: prints parameters and bytes per rank. One rank. */
+int plan_command(struct comm *comm, int argc, char **argv);
+/* `tatara sample`: continues prompts with a checkpoint's model. One rank. */
+int sample_command(struct comm *comm, int argc, char **argv);
+
+#endif
