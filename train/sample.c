@@ -4,6 +4,7 @@
 #include "data/tokenizer.h"
 #include "err.h"
 #include "log.h"
+#include "mix.h"
 #include "ops.h"
 #include "run.h"
 #include "state.h"
@@ -62,31 +63,26 @@ static int compare_candidates(const void *a, const void *b)
     return x->token < y->token ? -1 : x->token > y->token;
 }
 
-/* A uniform number in [0, 1) that depends on the seed, the prompt's number and the position only. The mixer is
- * splitmix64's (Steele, Lea & Flood 2014). */
+/* A uniform number in [0, 1) that depends on the seed, the prompt's number and the position only. */
 static double uniform_at(int64_t seed, int64_t prompt, int64_t position)
 {
-    uint64_t x = (uint64_t)seed;
-    const uint64_t words[2] = {(uint64_t)prompt, (uint64_t)position};
-    for (int i = 0; i < 2; i++) {
-        x = (x ^ words[i]) + 0x9e3779b97f4a7c15u;
-        x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-        x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-        x ^= x >> 31;
-    }
-    return (double)(x >> 11) * 0x1p-53;
+    const uint64_t bits = mix64(mix64(mix64((uint64_t)seed) ^ (uint64_t)prompt) ^ (uint64_t)position);
+    return (double)(bits >> 11) * 0x1p-53;
 }
 
 /* Draws a token: the top_k likeliest, of these the fewest that hold top_p of the probability (nucleus sampling, Holtzman
  * et al. 2020), at a temperature; 0 takes the likeliest. */
-static int32_t draw(const struct sampler_options *o, const float *logits, int64_t n, struct candidate *c, double uniform)
+static int32_t draw(const struct sampler_options *o, const float *logits, int64_t n, struct candidate *c,
+                    double uniform)
 {
-    for (int64_t i = 0; i < n; i++) c[i] = (struct candidate){logits[i], (int32_t)i};
+    for (int64_t i = 0; i < n; i++)
+        c[i] = (struct candidate){logits[i], (int32_t)i};
     qsort(c, (size_t)n, sizeof *c, compare_candidates);
     if (o->temperature == 0) return c[0].token;
     int64_t kept = o->top_k > 0 && o->top_k < n ? o->top_k : n;
     double total = 0, sum = 0;
-    for (int64_t i = 0; i < kept; i++) total += exp((double)(c[i].logit - c[0].logit) / o->temperature);
+    for (int64_t i = 0; i < kept; i++)
+        total += exp((double)(c[i].logit - c[0].logit) / o->temperature);
     const double nucleus = o->top_p * total;
     for (int64_t i = 0; i < kept && sum < nucleus; i++) {
         sum += exp((double)(c[i].logit - c[0].logit) / o->temperature);
@@ -232,7 +228,8 @@ static int sample_run(struct sampling *s, const struct comm *comm)
 
 static void sampling_close(struct sampling *s)
 {
-    for (int i = 0; i < PROMPTS_MAX; i++) free(s->sequence[i].tok);
+    for (int i = 0; i < PROMPTS_MAX; i++)
+        free(s->sequence[i].tok);
     free(s->logits);
     free(s->candidates);
     free(s->tok);
@@ -276,11 +273,11 @@ static int parse_number(const char *option, const char *text, double min, double
 static int parse(struct sampler_options *o, int argc, char **argv, bool *help)
 {
     static const struct option longs[] = {
-        {"ckpt", required_argument, NULL, 'c'},        {"prompt", required_argument, NULL, 'p'},
-        {"tokens", required_argument, NULL, 'n'},      {"temperature", required_argument, NULL, 't'},
-        {"top-k", required_argument, NULL, 'k'},       {"top-p", required_argument, NULL, 'q'},
-        {"seed", required_argument, NULL, 's'},        {"tokenizer", required_argument, NULL, 'z'},
-        {"help", no_argument, NULL, 'h'},              {NULL, 0, NULL, 0},
+        {"ckpt", required_argument, NULL, 'c'},   {"prompt", required_argument, NULL, 'p'},
+        {"tokens", required_argument, NULL, 'n'}, {"temperature", required_argument, NULL, 't'},
+        {"top-k", required_argument, NULL, 'k'},  {"top-p", required_argument, NULL, 'q'},
+        {"seed", required_argument, NULL, 's'},   {"tokenizer", required_argument, NULL, 'z'},
+        {"help", no_argument, NULL, 'h'},         {NULL, 0, NULL, 0},
     };
     double value = 0;
     *o = (struct sampler_options){.tokens = 200, .top_k = 50, .seed = 1234, .temperature = 0.8, .top_p = 0.95};
@@ -288,19 +285,39 @@ static int parse(struct sampler_options *o, int argc, char **argv, bool *help)
     optind = 1;
     while ((which = getopt_long(argc, argv, "", longs, &at)) != -1) {
         switch (which) {
-        case 'c': o->ckpt = optarg; break;
-        case 'z': o->tokenizer = optarg; break;
-        case 'h': *help = true; return 0;
+        case 'c':
+            o->ckpt = optarg;
+            break;
+        case 'z':
+            o->tokenizer = optarg;
+            break;
+        case 'h':
+            *help = true;
+            return 0;
         case 'p':
             if (o->prompts == PROMPTS_MAX) FAIL(ERR_USAGE, "at most %d prompts at once", PROMPTS_MAX);
             o->prompt[o->prompts++] = optarg;
             break;
-        case 'n': TRY(parse_number("tokens", optarg, 1, 1e9, &value)); o->tokens = (int64_t)value; break;
-        case 'k': TRY(parse_number("top-k", optarg, 0, 1e9, &value)); o->top_k = (int64_t)value; break;
-        case 's': TRY(parse_number("seed", optarg, 0, 0x1p53, &value)); o->seed = (int64_t)value; break;
-        case 't': TRY(parse_number("temperature", optarg, 0, 100, &o->temperature)); break;
-        case 'q': TRY(parse_number("top-p", optarg, 1e-6, 1, &o->top_p)); break;
-        default: FAIL(ERR_USAGE, "see `tatara sample --help`");
+        case 'n':
+            TRY(parse_number("tokens", optarg, 1, 1e9, &value));
+            o->tokens = (int64_t)value;
+            break;
+        case 'k':
+            TRY(parse_number("top-k", optarg, 0, 1e9, &value));
+            o->top_k = (int64_t)value;
+            break;
+        case 's':
+            TRY(parse_number("seed", optarg, 0, 0x1p53, &value));
+            o->seed = (int64_t)value;
+            break;
+        case 't':
+            TRY(parse_number("temperature", optarg, 0, 100, &o->temperature));
+            break;
+        case 'q':
+            TRY(parse_number("top-p", optarg, 1e-6, 1, &o->top_p));
+            break;
+        default:
+            FAIL(ERR_USAGE, "see `tatara sample --help`");
         }
     }
     if (optind < argc) FAIL(ERR_USAGE, "%s: not understood; prompts are given with --prompt", argv[optind]);

@@ -2,6 +2,7 @@
 #include "model/params.h"
 
 #include "err.h"
+#include "mix.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -16,15 +17,6 @@ static const double two_pi = 6.283185307179586476925;
 static int64_t round_up(int64_t n, int64_t to)
 {
     return (n + to - 1) / to * to;
-}
-
-/* The finaliser of splitmix64 (Steele, Lea & Flood 2014): a bijection of 64 bits that mixes well. */
-static uint64_t mix64(uint64_t x)
-{
-    x += 0x9e3779b97f4a7c15u;
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-    return x ^ (x >> 31);
 }
 
 enum unit_kind { UNIT_EMBED, UNIT_LAYER, UNIT_HEAD };
@@ -45,14 +37,19 @@ static int rows_of_model(const struct config *cfg, int64_t vocab_size, struct pa
     const int64_t V = vocab_size, S = m->seq_len, C = m->hidden, D = m->head_dim, F = m->ffn_hidden;
     const int64_t QD = m->heads * D, KD = m->kv_heads * D;
     int n = 0;
-#define PARAM(pid, unit_, when, name_, rows_, cols_, joins_, tp, decay_, init_)                                       \
-    if (when) {                                                                                                       \
-        if (rows) {                                                                                                   \
-            rows[n] = (struct param_row){UNIT_##unit_, joins_, name_,                                                 \
-                                         {.id = PARAM_##pid, .ndim = (cols_) ? 2 : 1, .decay = (decay_),              \
-                                          .shape = {(rows_), (cols_) ? (cols_) : 1, 1, 1}, .init = INIT_##init_}};    \
-        }                                                                                                             \
-        n++;                                                                                                          \
+#define PARAM(pid, unit_, when, name_, rows_, cols_, joins_, tp, decay_, init_)            \
+    if (when) {                                                                            \
+        if (rows) {                                                                        \
+            rows[n] = (struct param_row){UNIT_##unit_,                                     \
+                                         joins_,                                           \
+                                         name_,                                            \
+                                         {.id = PARAM_##pid,                               \
+                                          .ndim = (cols_) ? 2 : 1,                         \
+                                          .decay = (decay_),                               \
+                                          .shape = {(rows_), (cols_) ? (cols_) : 1, 1, 1}, \
+                                          .init = INIT_##init_}};                          \
+        }                                                                                  \
+        n++;                                                                               \
     }
 #include "model/params.def"
 #undef PARAM
@@ -81,7 +78,8 @@ static void append_unit(struct params *p, const struct param_row *rows, int n, e
         unit->elems = param->offset + param->elems;
         unit->count++;
         p->elems += param->elems;
-        for (const char *c = param->name; *c; c++) p->id = mix64(p->id ^ (uint64_t)*c);
+        for (const char *c = param->name; *c; c++)
+            p->id = mix64(p->id ^ (uint64_t)*c);
         p->id = mix64(p->id ^ (uint64_t)param->shape[0]);
         p->id = mix64(p->id ^ (uint64_t)param->shape[1]);
     }
@@ -103,7 +101,8 @@ int params_open(struct params *p, const struct config *cfg, int64_t vocab_size, 
     if (!rows || !p->param || !p->unit) FAIL_GOTO(done, ERR_SYSTEM, "out of memory for the table of parameters");
     rows_of_model(cfg, vocab_size, rows);
     append_unit(p, rows, n, UNIT_EMBED, 0);
-    for (int layer = 0; layer < layers; layer++) append_unit(p, rows, n, UNIT_LAYER, layer);
+    for (int layer = 0; layer < layers; layer++)
+        append_unit(p, rows, n, UNIT_LAYER, layer);
     append_unit(p, rows, n, UNIT_HEAD, 0);
 done:
     free(rows);
