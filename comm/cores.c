@@ -20,7 +20,8 @@ static void parse_list(const char *text, int32_t allowed[CORES_MAX])
         char *end = NULL;
         const long first = strtol(text, &end, 10);
         const long last = *end == '-' ? strtol(end + 1, &end, 10) : first;
-        for (long core = first; core <= last && core < CORES_MAX; core++) allowed[core] = 1;
+        for (long core = first; core <= last && core < CORES_MAX; core++)
+            allowed[core] = 1;
         text = *end == ',' ? end + 1 : end;
     }
 }

@@ -8,11 +8,11 @@
 #include "tensor.h"
 
 /* What the memory is for; name as `tatara plan` prints it. */
-#define ARENA_LIST(X)                                                                                                 \
-    X(ARENA_PARAMS, "parameters")                                                                                     \
-    X(ARENA_GRADS, "gradients")                                                                                       \
-    X(ARENA_OPTIM, "optimizer")                                                                                       \
-    X(ARENA_ACTS, "activations")                                                                                      \
+#define ARENA_LIST(X)             \
+    X(ARENA_PARAMS, "parameters") \
+    X(ARENA_GRADS, "gradients")   \
+    X(ARENA_OPTIM, "optimizer")   \
+    X(ARENA_ACTS, "activations")  \
     X(ARENA_WORK, "workspace")
 
 enum arena_kind {

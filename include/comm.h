@@ -10,7 +10,7 @@
 struct comm {
     int rank, ranks;             /* in the data-parallel group: all ranks, for now */
     int local_rank, local_ranks; /* among the ranks on this node */
-    int cores;                   /* this rank's share of the cores it may use: threads that do not oversubscribe the node */
+    int cores; /* this rank's share of the cores it may use: threads that do not oversubscribe the node */
     int allowed_cores, node_cores; /* cores that the launcher lets it use; cores of the node */
     struct comm_state *state;
 };

@@ -12,15 +12,15 @@
 #include <stddef.h>
 
 /* name, exit status, what it means */
-#define ERR_LIST(X)                                                                                                   \
-    X(ERR_USAGE, 2, "wrong command line")                                                                             \
-    X(ERR_CONFIG, 3, "the configuration is wrong")                                                                    \
-    X(ERR_DATA, 4, "a data file or a checkpoint is missing, damaged or of another kind")                              \
-    X(ERR_NUMERIC, 5, "NaN, infinity or overflow in the numbers")                                                     \
-    X(ERR_SYSTEM, 6, "the operating system refused: memory, disk, files, threads")                                    \
-    X(ERR_COMM, 7, "MPI or NCCL failed")                                                                              \
-    X(ERR_DEVICE, 8, "a device or its library failed, or is not there")                                               \
-    X(ERR_UNSUPPORTED, 9, "asked for something this build or machine does not support")                               \
+#define ERR_LIST(X)                                                                      \
+    X(ERR_USAGE, 2, "wrong command line")                                                \
+    X(ERR_CONFIG, 3, "the configuration is wrong")                                       \
+    X(ERR_DATA, 4, "a data file or a checkpoint is missing, damaged or of another kind") \
+    X(ERR_NUMERIC, 5, "NaN, infinity or overflow in the numbers")                        \
+    X(ERR_SYSTEM, 6, "the operating system refused: memory, disk, files, threads")       \
+    X(ERR_COMM, 7, "MPI or NCCL failed")                                                 \
+    X(ERR_DEVICE, 8, "a device or its library failed, or is not there")                  \
+    X(ERR_UNSUPPORTED, 9, "asked for something this build or machine does not support")  \
     X(ERR_BUG, 10, "a mistake in Tatara itself")
 
 enum err {
@@ -60,42 +60,42 @@ bool err_shared(void);
 const char *err_name(int code);
 
 /* Ends the process with a message: only for bugs, never for bad input. Use ASSERT. */
-_Noreturn void err_assert_failed(const char *file, int line, const char *what);
+void err_assert_failed(const char *file, int line, const char *what) __attribute__((noreturn));
 
 /* Fails with a message for the person. */
 #define FAIL(code, ...) return err_raise((code), __FILE__, __LINE__, __VA_ARGS__)
 
 /* The same in a function that owns something: sets `rc` and jumps to `label`. */
-#define FAIL_GOTO(label, code, ...)                                                                                   \
-    do {                                                                                                              \
-        rc = err_raise((code), __FILE__, __LINE__, __VA_ARGS__);                                                      \
-        goto label;                                                                                                   \
+#define FAIL_GOTO(label, code, ...)                              \
+    do {                                                         \
+        rc = err_raise((code), __FILE__, __LINE__, __VA_ARGS__); \
+        goto label;                                              \
     } while (0)
 
 /* Returns from the caller when `call` fails. */
-#define TRY(call)                                                                                                     \
-    do {                                                                                                              \
-        const int try_rc_ = (call);                                                                                   \
-        if (try_rc_ != 0) {                                                                                           \
-            err_trace(__FILE__, __LINE__, #call);                                                                     \
-            return try_rc_;                                                                                           \
-        }                                                                                                             \
+#define TRY(call)                                 \
+    do {                                          \
+        const int try_rc_ = (call);               \
+        if (try_rc_ != 0) {                       \
+            err_trace(__FILE__, __LINE__, #call); \
+            return try_rc_;                       \
+        }                                         \
     } while (0)
 
 /* Sets the caller's `int rc` and jumps to `label` when `call` fails. */
-#define TRY_GOTO(call, label)                                                                                         \
-    do {                                                                                                              \
-        rc = (call);                                                                                                  \
-        if (rc != 0) {                                                                                                \
-            err_trace(__FILE__, __LINE__, #call);                                                                     \
-            goto label;                                                                                               \
-        }                                                                                                             \
+#define TRY_GOTO(call, label)                     \
+    do {                                          \
+        rc = (call);                              \
+        if (rc != 0) {                            \
+            err_trace(__FILE__, __LINE__, #call); \
+            goto label;                           \
+        }                                         \
     } while (0)
 
 /* Checks for bugs; stays in release builds. */
-#define ASSERT(condition)                                                                                             \
-    do {                                                                                                              \
-        if (!(condition)) err_assert_failed(__FILE__, __LINE__, #condition);                                          \
+#define ASSERT(condition)                                                    \
+    do {                                                                     \
+        if (!(condition)) err_assert_failed(__FILE__, __LINE__, #condition); \
     } while (0)
 
 #endif

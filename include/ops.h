@@ -101,7 +101,7 @@ struct device_table {
     size_t (*pack_bytes)(struct device *dev, struct tensor b, bool tb);
     /* Bytes of dev->workspace that the backend wants. */
     size_t (*workspace_bytes)(struct device *dev);
-#define OP(name, params, args) int (*name)(struct device *dev, OP_UNPAREN params);
+#define OP(name, params, args) int (*name)(struct device * dev, OP_UNPAREN params);
 #include "ops.def"
 #undef OP
 };

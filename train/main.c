@@ -31,7 +31,8 @@ static void usage(void)
     puts("Tatara " TATARA_VERSION ": trains language models on CPU clusters with MPI.\n"
          "\n"
          "usage: tatara COMMAND ...\n");
-    for (int i = 0; i < COMMANDS; i++) printf("  %-9s %s\n", commands[i].name, commands[i].help);
+    for (int i = 0; i < COMMANDS; i++)
+        printf("  %-9s %s\n", commands[i].name, commands[i].help);
     puts("\n`tatara COMMAND --help` says more. train and prepare run on several ranks under mpirun.\n"
          "Exit status: 0 success");
 #define X(name, status, meaning) printf("  %2d  %s\n", status, meaning);

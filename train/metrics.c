@@ -38,12 +38,13 @@ int metrics_open(struct metrics *metrics, struct comm *comm, const struct config
                  double peak_flops)
 {
     char path[CONFIG_TEXT_MAX + 32];
-    *metrics = (struct metrics){.cfg = cfg, .flops_per_token = flops_per_token, .peak_flops = peak_flops,
-                                .mark_s = step_clock_s()};
+    *metrics = (struct metrics){
+        .cfg = cfg, .flops_per_token = flops_per_token, .peak_flops = peak_flops, .mark_s = step_clock_s()};
     if (comm->rank != 0) return 0;
     snprintf(path, sizeof path, "%s/metrics.jsonl", cfg->run.dir);
     metrics->file = fopen(path, "a");
-    if (!metrics->file) FAIL(ERR_SYSTEM, "cannot write %s: %s; check the folder's rights and space", path, strerror(errno));
+    if (!metrics->file)
+        FAIL(ERR_SYSTEM, "cannot write %s: %s; check the folder's rights and space", path, strerror(errno));
     return 0;
 }
 
@@ -125,14 +126,13 @@ int metrics_step(struct metrics *metrics, struct comm *comm, int64_t step, const
     const double tokens_per_s = n * (double)(cfg->batch.global * cfg->model.seq_len) / interval_s;
     if (comm->rank == 0) {
         print_progress(metrics, step, report, tokens_per_s, interval_s);
-        TRY(write_line(metrics,
-                       json_pack("{s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:I, s:i}", "step",
-                                 (json_int_t)step, "loss", report->loss, "lr", report->lr, "grad_norm",
-                                 report->grad_norm, "tokens_per_s", tokens_per_s, "step_s", interval_s / n,
-                                 "data_wait_s", total->load_s / n, "forward_s", total->forward_s / n, "backward_s",
-                                 total->backward_s / n, "reduce_s", total->reduce_s / n, "update_s",
-                                 total->update_s / n, "peak_rss_bytes", (json_int_t)peak_bytes, "redone",
-                                 report->redone)));
+        TRY(write_line(metrics, json_pack("{s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:I, s:i}", "step",
+                                          (json_int_t)step, "loss", report->loss, "lr", report->lr, "grad_norm",
+                                          report->grad_norm, "tokens_per_s", tokens_per_s, "step_s", interval_s / n,
+                                          "data_wait_s", total->load_s / n, "forward_s", total->forward_s / n,
+                                          "backward_s", total->backward_s / n, "reduce_s", total->reduce_s / n,
+                                          "update_s", total->update_s / n, "peak_rss_bytes", (json_int_t)peak_bytes,
+                                          "redone", report->redone)));
     }
     metrics->mark_s = step_clock_s();
     metrics->steps = 0;

@@ -9,7 +9,7 @@
 
 struct metrics {
     const struct config *cfg;
-    void *file;               /* FILE of metrics.jsonl, on rank 0 */
+    void *file; /* FILE of metrics.jsonl, on rank 0 */
     double flops_per_token;
     double peak_flops;        /* measured rate of a large matrix product, all ranks together */
     double mark_s;            /* start of the interval */
@@ -26,7 +26,8 @@ void metrics_close(struct metrics *metrics);
 int metrics_event(struct metrics *metrics, const char *event, int64_t step, void *values);
 /* Adds a step; at the log interval (or when `now`) prints the progress line and writes the metrics. data_wait_s: time
  * this rank waited for data. step counts from 1: steps done. Collective when it reports. */
-int metrics_step(struct metrics *metrics, struct comm *comm, int64_t step, const struct step_report *report, bool now);
+int metrics_step(struct metrics *metrics, struct comm *comm, int64_t step, const struct step_report *report,
+                 bool now);
 /* Starts the clock again after something that is not training (a checkpoint, an evaluation). */
 void metrics_skip(struct metrics *metrics, double since_s);
 /* This process's resident memory now, and its peak, in bytes. */

@@ -29,9 +29,9 @@ double optim_lr(const struct config *cfg, int64_t step)
     const int64_t begin = wsd ? cfg->run.steps - o->decay_steps : o->warmup_steps;
     const int64_t steps = cfg->run.steps - begin;
     if (step < begin || steps <= 0) return o->lr;
-    const enum decay_shape shape = wsd                                ? (enum decay_shape)o->decay_shape
+    const enum decay_shape shape = wsd                              ? (enum decay_shape)o->decay_shape
                                    : o->schedule == SCHEDULE_COSINE ? DECAY_COSINE
-                                                                      : DECAY_LINEAR;
+                                                                    : DECAY_LINEAR;
     const double x = (double)(step - begin + 1) / (double)steps;
     return o->min_lr + (o->lr - o->min_lr) * decay_at(shape, x < 1 ? x : 1);
 }
@@ -54,8 +54,12 @@ int optim_update(struct zero *z, const struct config *cfg, int64_t step, double 
 {
     const struct config_optim *o = &cfg->optim;
     const double clip = o->clip > 0 ? o->clip / (norm + 1e-6) : 1;
-    const struct adamw_args args = {.lr = optim_lr(cfg, step), .beta1 = o->beta1, .beta2 = o->beta2, .eps = o->eps,
-                                    .weight_decay = o->weight_decay, .bias1 = 1 - pow(o->beta1, (double)(step + 1)),
+    const struct adamw_args args = {.lr = optim_lr(cfg, step),
+                                    .beta1 = o->beta1,
+                                    .beta2 = o->beta2,
+                                    .eps = o->eps,
+                                    .weight_decay = o->weight_decay,
+                                    .bias1 = 1 - pow(o->beta1, (double)(step + 1)),
                                     .bias2 = 1 - pow(o->beta2, (double)(step + 1)),
                                     .grad_scale = clip < 1 ? clip : 1};
     for (int u = 0; u < z->params->n_units; u++) {

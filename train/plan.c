@@ -30,13 +30,14 @@ int plan_check_memory(const struct arena *measured, const struct comm *comm)
 {
     const double wanted = (double)measured->used * comm->local_ranks, free_bytes = available_bytes();
     if (free_bytes == 0 || wanted <= free_bytes) return 0;
-    FAIL(ERR_CONFIG,
-         "this run needs %.0f MiB on each of %d ranks of this node, and %.0f MiB are free. Activations take %.0f MiB: "
-         "lower batch.micro or set model.recompute=block; optimizer and gradients take %.0f MiB: use more ranks with "
-         "parallel.zero=1. `tatara plan` shows the effect without running",
-         (double)measured->used / MIB, comm->local_ranks, free_bytes / MIB,
-         (double)measured->by_kind[ARENA_ACTS] / MIB,
-         (double)(measured->by_kind[ARENA_OPTIM] + measured->by_kind[ARENA_GRADS]) / MIB);
+    FAIL(
+        ERR_CONFIG,
+        "this run needs %.0f MiB on each of %d ranks of this node, and %.0f MiB are free. Activations take %.0f MiB: "
+        "lower batch.micro or set model.recompute=block; optimizer and gradients take %.0f MiB: use more ranks with "
+        "parallel.zero=1. `tatara plan` shows the effect without running",
+        (double)measured->used / MIB, comm->local_ranks, free_bytes / MIB,
+        (double)measured->by_kind[ARENA_ACTS] / MIB,
+        (double)(measured->by_kind[ARENA_OPTIM] + measured->by_kind[ARENA_GRADS]) / MIB);
 }
 
 static int print_plan(const struct config *cfg, int64_t vocab_size, int ranks, struct device *dev)
@@ -69,8 +70,10 @@ static void usage(void)
 {
     puts("usage: tatara plan CONFIG.yaml [ranks=N] [key=value ...]\n"
          "\n"
-         "Prints the number of parameters and the memory that each of N data-parallel ranks (default 1) will take, from\n"
-         "the code that takes it; trains nothing and needs no data. The tokenizer is read only when model.vocab_size is 0.");
+         "Prints the number of parameters and the memory that each of N data-parallel ranks (default 1) will take, "
+         "from\n"
+         "the code that takes it; trains nothing and needs no data. The tokenizer is read only when model.vocab_size "
+         "is 0.");
 }
 
 int plan_command(struct comm *comm, int argc, char **argv)

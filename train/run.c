@@ -76,10 +76,14 @@ int run_open_device(struct device *dev, const struct config *cfg, const struct c
 static int open_data(struct run *run)
 {
     const struct config *cfg = run->cfg;
-    struct loader_options options = {.sets = &cfg->data.train, .seq_len = cfg->model.seq_len,
-                                     .micro = cfg->batch.micro, .global = cfg->batch.global,
-                                     .seed = (uint64_t)cfg->run.seed, .rank = run->comm->rank,
-                                     .ranks = run->comm->ranks, .prefetch = (int)cfg->data.prefetch,
+    struct loader_options options = {.sets = &cfg->data.train,
+                                     .seq_len = cfg->model.seq_len,
+                                     .micro = cfg->batch.micro,
+                                     .global = cfg->batch.global,
+                                     .seed = (uint64_t)cfg->run.seed,
+                                     .rank = run->comm->rank,
+                                     .ranks = run->comm->ranks,
+                                     .prefetch = (int)cfg->data.prefetch,
                                      .document_mask = cfg->data.document_mask};
     TRY(run_vocab(cfg, &run->vocab_size, &run->tokenizer_id));
     options.tokenizer_id = run->tokenizer_id;
@@ -159,8 +163,8 @@ static int measure_peak(struct run *run, double *flops)
         const double begin = step_clock_s();
         TRY(op_matmul(&run->dev, m->logits, x, m->head.w, m->head.pack_fwd, TENSOR_NONE, MATMUL_TB));
         TRY(run->dev.table->sync(&run->dev));
-        const double rate = 2.0 * (double)m->chunk * (double)m->vocab_size * (double)m->cfg.hidden /
-                            (step_clock_s() - begin);
+        const double rate =
+            2.0 * (double)m->chunk * (double)m->vocab_size * (double)m->cfg.hidden / (step_clock_s() - begin);
         best = rate > best ? rate : best;
     }
     *flops = best;
@@ -176,7 +180,8 @@ static int save_config(const struct run *run)
     TRY_GOTO(config_to_yaml(run->cfg, &text), done);
     file = fopen(path, "w");
     if (!file || fputs(text, file) == EOF || fflush(file) != 0) {
-        FAIL_GOTO(done, ERR_SYSTEM, "cannot write %s: %s; check the folder's rights and space", path, strerror(errno));
+        FAIL_GOTO(done, ERR_SYSTEM, "cannot write %s: %s; check the folder's rights and space", path,
+                  strerror(errno));
     }
 done:
     if (file) fclose(file);
@@ -188,27 +193,28 @@ static int open_metrics(struct run *run)
 {
     double peak_flops = 0;
     TRY(measure_peak(run, &peak_flops));
-    TRY(comm_agree(run->comm,
-                   metrics_open(&run->metrics, run->comm, run->cfg,
-                                model_flops_per_token(&run->cfg->model, run->vocab_size), peak_flops)));
+    TRY(comm_agree(run->comm, metrics_open(&run->metrics, run->comm, run->cfg,
+                                           model_flops_per_token(&run->cfg->model, run->vocab_size), peak_flops)));
     if (run->comm->rank != 0) return 0;
     log_info("matmul: %.0f GFLOP/s measured, all ranks together", peak_flops / 1e9);
     return metrics_event(&run->metrics, run->done > 0 ? "resume" : "start", run->done,
                          json_pack("{s:i, s:I, s:I, s:I, s:I, s:f}", "ranks", run->comm->ranks, "parameters",
                                    (json_int_t)run->step.params.elems, "arena_bytes", (json_int_t)run->arena.size,
-                                   "planned_bytes",
-                                   (json_int_t)(run->arena.size + comm_buffer_bytes(run->comm)), "base_rss_bytes",
-                                   (json_int_t)run->base_bytes, "matmul_flops", peak_flops));
+                                   "planned_bytes", (json_int_t)(run->arena.size + comm_buffer_bytes(run->comm)),
+                                   "base_rss_bytes", (json_int_t)run->base_bytes, "matmul_flops", peak_flops));
 }
 
 static int save(struct run *run)
 {
     int rc = 0;
     const double begin = step_clock_s();
-    struct ckpt_meta meta = {.step = run->done, .grad_scale = run->step.zero.scale,
-                             .grad_norm = run->step.grad_norm, .model_id = run->step.params.id,
+    struct ckpt_meta meta = {.step = run->done,
+                             .grad_scale = run->step.zero.scale,
+                             .grad_norm = run->step.grad_norm,
+                             .model_id = run->step.params.id,
                              .tokenizer_id = run->tokenizer_id,
-                             .tokens = (double)run->done * (double)(run->cfg->batch.global * run->cfg->model.seq_len)};
+                             .tokens =
+                                 (double)run->done * (double)(run->cfg->batch.global * run->cfg->model.seq_len)};
     snprintf(meta.version, sizeof meta.version, "%s", TATARA_VERSION);
     if (run->saved == run->done) return 0;
     TRY_GOTO(comm_agree(run->comm, config_to_yaml(run->cfg, &meta.config_yaml)), done);
@@ -261,7 +267,8 @@ static int loop(struct run *run)
         if (due(run->done, cfg->log.eval_every) && run->done < end) TRY(evaluate(run));
         if ((due(run->done, cfg->checkpoint.every) || request.save) && save(run) != 0) {
             /* All ranks agreed on this failure, and nothing that was saved before is lost: training is worth going on. */
-            if (err_message()[0] != '\0') log_warn("no checkpoint at step %lld: %s", (long long)run->done, err_message());
+            if (err_message()[0] != '\0')
+                log_warn("no checkpoint at step %lld: %s", (long long)run->done, err_message());
             err_clear();
         }
     }
@@ -328,8 +335,9 @@ int run_command(struct comm *comm, int argc, char **argv)
         if (comm->rank == 0 && help_config) config_help();
         if (comm->rank == 0 && !help_config) usage();
         if (asked) return 0;
-        return comm_agree(comm, err_raise(ERR_USAGE, __FILE__, __LINE__, "tatara train needs a configuration file%s%s",
-                                          argc > 0 ? ", not " : "", argc > 0 ? argv[0] : ""));
+        return comm_agree(comm,
+                          err_raise(ERR_USAGE, __FILE__, __LINE__, "tatara train needs a configuration file%s%s",
+                                    argc > 0 ? ", not " : "", argc > 0 ? argv[0] : ""));
     }
     struct config *cfg = calloc(1, sizeof *cfg);
     if (!cfg) rc = err_raise(ERR_SYSTEM, __FILE__, __LINE__, "out of memory for the configuration");

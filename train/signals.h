@@ -5,7 +5,8 @@
 #include "comm.h"
 
 struct request {
-    bool stop; /* SIGTERM, SIGINT, SIGUSR1 (Slurm's warning before the time limit) on any rank, or STOP: save and end */
+    bool
+        stop; /* SIGTERM, SIGINT, SIGUSR1 (Slurm's warning before the time limit) on any rank, or STOP: save and end */
     bool save; /* SAVE: save and go on */
 };
 

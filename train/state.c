@@ -15,12 +15,14 @@ static int check_model(const struct params *params, const char *folder, const st
 {
     if (meta->model_id == params->id) return 0;
     FAIL(ERR_DATA,
-         "%s holds another model than the configuration describes (names or shapes of parameters differ); set model.* as "
+         "%s holds another model than the configuration describes (names or shapes of parameters differ); set "
+         "model.* as "
          "in `tatara ckpt show %s`, or another run.dir",
          folder, folder);
 }
 
-static struct ckpt_slab slab_of(const struct param *param, const char *prefix, int64_t begin, int64_t end, float *data)
+static struct ckpt_slab slab_of(const struct param *param, const char *prefix, int64_t begin, int64_t end,
+                                float *data)
 {
     struct ckpt_slab slab = {.ndim = param->ndim, .begin = begin, .end = end, .data = data};
     snprintf(slab.name, sizeof slab.name, "%s%s", prefix, param->name);
@@ -53,8 +55,8 @@ static int slabs_of(const struct zero *z, bool saving, struct ckpt_slab **slabs)
         const bool some = from < to;
         for (int k = 0; k < KINDS; k++) {
             float *data = some ? (float *)state[k][param->unit].data + (from - part) : NULL;
-            (*slabs)[n++] = slab_of(param, prefixes[k], some ? from - param->offset : 0, some ? to - param->offset : 0,
-                                    data);
+            (*slabs)[n++] =
+                slab_of(param, prefixes[k], some ? from - param->offset : 0, some ? to - param->offset : 0, data);
         }
     }
     return 0;

@@ -27,8 +27,8 @@ static void lap(double *sum, double *mark)
     *mark = now;
 }
 
-int step_layout(struct step *step, const struct config *cfg, int64_t vocab_size, struct device *dev, struct comm *comm,
-                struct arena *arena)
+int step_layout(struct step *step, const struct config *cfg, int64_t vocab_size, struct device *dev,
+                struct comm *comm, struct arena *arena)
 {
     int rc = 0;
     *step = (struct step){.cfg = cfg, .comm = comm};
@@ -97,7 +97,8 @@ static int accumulate(struct step *step, struct loader *loader, double tokens, s
 /* A failure that every rank has found alike. */
 static int fail(struct step *step, const char *what, int64_t index)
 {
-    return comm_agree(step->comm, err_raise(ERR_NUMERIC, __FILE__, __LINE__, "step %lld: %s", (long long)index + 1, what));
+    return comm_agree(step->comm,
+                      err_raise(ERR_NUMERIC, __FILE__, __LINE__, "step %lld: %s", (long long)index + 1, what));
 }
 
 int step_run(struct step *step, struct loader *loader, int64_t index, struct step_report *report)
@@ -114,7 +115,8 @@ int step_run(struct step *step, struct loader *loader, int64_t index, struct ste
             return fail(step, "gradients overflow at every scale; lower optim.lr", index);
         }
         if (report->redone > 0) {
-            log_info("step %lld: a gradient is more than %g times the last norm; doing the step again with a coarser scale",
+            log_info("step %lld: a gradient is more than %g times the last norm; doing the step again with a coarser "
+                     "scale",
                      (long long)index + 1, ldexp(1.0, RESCALE_BITS));
             zero->scale = ldexp(zero->scale, -RESCALE_BITS);
             TRY(loader_seek(loader, index));
@@ -130,11 +132,12 @@ int step_run(struct step *step, struct loader *loader, int64_t index, struct ste
     report->loss = (double)loss_sum / MODEL_LOSS_SCALE / tokens;
     report->grad_norm = outcome.norm;
     if (outcome.not_finite) {
-        return fail(step,
-                    "the loss or a gradient is NaN or infinite; nothing was updated. Checkpoints saved before are intact: "
-                    "lower optim.lr, lengthen optim.warmup_steps or tighten optim.clip, and run again to resume from the "
-                    "last one",
-                    index);
+        return fail(
+            step,
+            "the loss or a gradient is NaN or infinite; nothing was updated. Checkpoints saved before are intact: "
+            "lower optim.lr, lengthen optim.warmup_steps or tighten optim.clip, and run again to resume from the "
+            "last one",
+            index);
     }
     double mark = step_clock_s();
     TRY(optim_update(zero, cfg, index, outcome.norm));
@@ -154,7 +157,8 @@ int step_evaluate(struct step *step, struct loader *loader, int64_t max_micro_ba
     TRY(op_fill(m->dev, m->loss_sum, 0));
     for (int64_t i = 0; i < n; i++) {
         TRY(load(m, loader, &batch));
-        for (int64_t t = 0; t < m->tokens; t++) sums[1] += batch.target[t] >= 0;
+        for (int64_t t = 0; t < m->tokens; t++)
+            sums[1] += batch.target[t] >= 0;
         TRY(model_forward(m, false, 0));
     }
     TRY(take_loss_sum(m, &sums[0]));

@@ -20,14 +20,14 @@ struct step_report {
     double loss;      /* mean over the tokens of the global batch, in nats */
     double grad_norm; /* before clipping */
     double lr;
-    int redone;       /* times that the step was done again with a coarser scale */
+    int redone; /* times that the step was done again with a coarser scale */
     double load_s, forward_s, backward_s, reduce_s, update_s; /* waiting for data, and the phases of computation */
 };
 
 /* Lays out parameters, model and optimizer state over an arena, measuring or real. step_close undoes it in both cases.
  * Not collective. */
-int step_layout(struct step *step, const struct config *cfg, int64_t vocab_size, struct device *dev, struct comm *comm,
-                struct arena *arena);
+int step_layout(struct step *step, const struct config *cfg, int64_t vocab_size, struct device *dev,
+                struct comm *comm, struct arena *arena);
 void step_close(struct step *step);
 /* After the real layout: tables, and initial weights unless a checkpoint will bring them. Collective. */
 int step_start(struct step *step, bool initial_weights);

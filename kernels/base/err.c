@@ -73,8 +73,8 @@ int err_give(const struct err_record *record)
 const char *err_name(int code)
 {
     switch (code) {
-#define X(name, status, meaning)                                                                                      \
-    case name:                                                                                                        \
+#define X(name, status, meaning) \
+    case name:                   \
         return #name;
         ERR_LIST(X)
 #undef X

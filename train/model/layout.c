@@ -34,16 +34,19 @@ static struct tensor take_packed(struct model *m, struct arena *arena, struct te
 {
     const size_t bytes = m->dev->table->pack_bytes(m->dev, w, tb);
     if (bytes == 0) return TENSOR_NONE;
-    return arena_tensor(arena, ARENA_PARAMS, w.dtype, (int64_t)((bytes + dtype_bytes(w.dtype) - 1) / dtype_bytes(w.dtype)),
-                        0, 0);
+    return arena_tensor(arena, ARENA_PARAMS, w.dtype,
+                        (int64_t)((bytes + dtype_bytes(w.dtype) - 1) / dtype_bytes(w.dtype)), 0, 0);
 }
 
 /* A linear layer over a weight that stands alone, or is the first of several that lie together (rows of them all). */
 static struct linear linear_view(struct model *m, struct arena *arena, int unit, enum param_id w, enum param_id b,
                                  int64_t rows)
 {
-    struct linear l = {.w = weight_view(m, unit, w), .b = weight_view(m, unit, b), .dw = grad_view(m, unit, w),
-                       .db = grad_view(m, unit, b), .in_out = m->cfg.arch == ARCH_GPT2};
+    struct linear l = {.w = weight_view(m, unit, w),
+                       .b = weight_view(m, unit, b),
+                       .dw = grad_view(m, unit, w),
+                       .db = grad_view(m, unit, b),
+                       .in_out = m->cfg.arch == ARCH_GPT2};
     if (rows > 0) {
         l.w.shape[0] = rows;
         if (tensor_given(l.dw)) l.dw.shape[0] = rows;
@@ -61,8 +64,8 @@ static void block_weights(struct model *m, struct arena *arena, struct block *b,
     b->norm2 = norm_view(m, unit, PARAM_NORM2_W, PARAM_NORM2_B);
     b->qkv = linear_view(m, arena, unit, PARAM_Q_W, PARAM_QKV_B, llama ? qkv_rows : 0);
     b->out = linear_view(m, arena, unit, PARAM_O_W, PARAM_O_B, 0);
-    b->up = linear_view(m, arena, unit, llama ? PARAM_GATE_W : PARAM_UP_W, PARAM_UP_B,
-                        llama ? 2 * m->cfg.ffn_hidden : 0);
+    b->up =
+        linear_view(m, arena, unit, llama ? PARAM_GATE_W : PARAM_UP_W, PARAM_UP_B, llama ? 2 * m->cfg.ffn_hidden : 0);
     b->down = linear_view(m, arena, unit, PARAM_DOWN_W, PARAM_DOWN_B, 0);
     b->q_norm = weight_view(m, unit, PARAM_Q_NORM_W);
     b->k_norm = weight_view(m, unit, PARAM_K_NORM_W);
@@ -183,9 +186,14 @@ static void head_take(struct model *m, struct arena *arena)
 int model_layout(struct model *m, const struct config *cfg, const struct params *params, int64_t vocab_size,
                  struct device *dev, struct arena *arena, enum model_use use, int64_t sequences, int64_t tokens_each)
 {
-    *m = (struct model){.cfg = cfg->model, .vocab_size = vocab_size, .use = use, .dev = dev, .params = params,
+    *m = (struct model){.cfg = cfg->model,
+                        .vocab_size = vocab_size,
+                        .use = use,
+                        .dev = dev,
+                        .params = params,
                         .act = cfg->precision.compute == COMPUTE_FP32 ? DT_F32 : DT_BF16,
-                        .sequences = sequences, .tokens = sequences * tokens_each};
+                        .sequences = sequences,
+                        .tokens = sequences * tokens_each};
     m->tokens_max = m->tokens;
     const struct config_model *c = &m->cfg;
     const int last = params->n_units - 1;
@@ -197,7 +205,8 @@ int model_layout(struct model *m, const struct config *cfg, const struct params 
         FAIL(ERR_SYSTEM, "out of memory for the table of %d blocks", (int)c->layers);
     }
     units_take(m, arena);
-    for (int l = 0; l < c->layers; l++) block_weights(m, arena, &m->block[l], l + 1);
+    for (int l = 0; l < c->layers; l++)
+        block_weights(m, arena, &m->block[l], l + 1);
     m->wte = weight_view(m, 0, PARAM_WTE);
     m->wpe = weight_view(m, 0, PARAM_WPE);
     m->dwte = grad_view(m, 0, PARAM_WTE);

@@ -58,8 +58,8 @@ static int attention_half_bwd(struct model *m, struct block *b)
     const struct config_model *c = &m->cfg;
     const int heads = (int)c->heads, kv_heads = (int)c->kv_heads;
     TRY(linear_bwd(m, &b->out, m->dout, m->dres, b->o));
-    TRY(op_attention_bwd(m->dev, m->dqkv, m->dout, b->o, b->lse, m->dsum, b->qkv_act, m->start, (int)c->seq_len, heads,
-                         kv_heads));
+    TRY(op_attention_bwd(m->dev, m->dqkv, m->dout, b->o, b->lse, m->dsum, b->qkv_act, m->start, (int)c->seq_len,
+                         heads, kv_heads));
     if (c->arch == ARCH_LLAMA) {
         TRY(op_qk_bwd(m->dev, m->dqkv, b->dq_norm, b->dk_norm, m->dqkv, b->rstd,
                       c->qk_norm ? b->qkv_raw : TENSOR_NONE, b->q_norm, b->k_norm, m->pos, m->rope, heads, kv_heads));
@@ -180,7 +180,8 @@ int model_decode(struct model *m, const int32_t *tok, const int32_t *pos, int64_
     TRY(dev->table->upload(dev, m->pos.data, pos, bytes));
     for (int64_t s = 0; s < m->sequences; s++) {
         int64_t row = n - 1;
-        while (row > 0 && pos[s * n + row] < 0) row--;
+        while (row > 0 && pos[s * n + row] < 0)
+            row--;
         const int32_t at = (int32_t)(s * n + row);
         TRY(dev->table->upload(dev, tensor_range(m->last, s, 1).data, &at, sizeof at));
     }

@@ -20,10 +20,10 @@ enum model_use {
 
 /* A weight matrix in the layout its architecture stores, and the backend's packed forms of it for both passes. */
 struct linear {
-    struct tensor w, b;             /* b none for Llama */
-    struct tensor dw, db;           /* f32, views into the gradients of its unit */
+    struct tensor w, b;               /* b none for Llama */
+    struct tensor dw, db;             /* f32, views into the gradients of its unit */
     struct tensor pack_fwd, pack_bwd; /* none when the backend packs nothing */
-    bool in_out;                    /* stored [in, out] (GPT-2's Conv1D) instead of [out, in] */
+    bool in_out;                      /* stored [in, out] (GPT-2's Conv1D) instead of [out, in] */
 };
 
 struct norm {
@@ -35,13 +35,13 @@ struct block {
     struct norm norm1, norm2;
     struct linear qkv, out, up, down;
     struct tensor q_norm, k_norm, dq_norm, dk_norm;
-    struct tensor res;          /* [T,C] residual stream at the block's entrance */
-    struct tensor stat1, n1;    /* [T,2], [T,C] */
-    struct tensor qkv_raw, rstd; /* [T,W] before QK-norm, [T,H+K]; raw is qkv itself without QK-norm */
-    struct tensor qkv_act;      /* [T,W] rotated */
-    struct tensor o, lse;       /* [T,H·D], [B,H,S] */
-    struct tensor res2, stat2, n2; /* as res, stat1, n1, in the middle of the block */
-    struct tensor up_act, h;    /* [T,2F or F], [T,F] */
+    struct tensor res;              /* [T,C] residual stream at the block's entrance */
+    struct tensor stat1, n1;        /* [T,2], [T,C] */
+    struct tensor qkv_raw, rstd;    /* [T,W] before QK-norm, [T,H+K]; raw is qkv itself without QK-norm */
+    struct tensor qkv_act;          /* [T,W] rotated */
+    struct tensor o, lse;           /* [T,H·D], [B,H,S] */
+    struct tensor res2, stat2, n2;  /* as res, stat1, n1, in the middle of the block */
+    struct tensor up_act, h;        /* [T,2F or F], [T,F] */
     struct tensor k_cache, v_cache; /* sampling: [B,S,K·D] */
 };
 
@@ -65,15 +65,15 @@ struct model {
 
     struct tensor tok, target, start, pos; /* i32 [T], the micro-batch */
     struct tensor rope;
-    struct tensor resf, statf, nf; /* final residual and norm */
-    struct tensor delta;           /* [T,C] a block's output not yet added to the residual stream */
+    struct tensor resf, statf, nf;        /* final residual and norm */
+    struct tensor delta;                  /* [T,C] a block's output not yet added to the residual stream */
     struct tensor dres, dout, dqkv, dsum; /* backward: [T,C], [T,H·D], [T,W], [B,H,S] */
-    int64_t chunk;                 /* rows of logits that exist at once */
-    struct tensor logits, dlogits; /* [chunk,V] f32 and act */
-    struct tensor last, nf_last;   /* sampling: [B] row of each sequence's last token, [B,C] its final norm */
-    struct tensor loss;            /* f32 [T] */
-    struct tensor loss_sum;        /* i64 [1], added to by every forward: nats × MODEL_LOSS_SCALE */
-    struct tensor fault;           /* i32 [1], FAULT_ bits OR-ed in by every pass */
+    int64_t chunk;                        /* rows of logits that exist at once */
+    struct tensor logits, dlogits;        /* [chunk,V] f32 and act */
+    struct tensor last, nf_last;          /* sampling: [B] row of each sequence's last token, [B,C] its final norm */
+    struct tensor loss;                   /* f32 [T] */
+    struct tensor loss_sum;               /* i64 [1], added to by every forward: nats × MODEL_LOSS_SCALE */
+    struct tensor fault;                  /* i32 [1], FAULT_ bits OR-ed in by every pass */
 };
 
 /* What the training step does with a unit's gradients once its backward is complete: called in the order head, last layer

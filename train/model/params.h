@@ -10,9 +10,29 @@
 #include "tensor.h"
 
 enum param_id {
-    PARAM_WTE, PARAM_WPE, PARAM_NORM1_W, PARAM_NORM1_B, PARAM_Q_W, PARAM_K_W, PARAM_V_W, PARAM_QKV_B, PARAM_Q_NORM_W,
-    PARAM_K_NORM_W, PARAM_O_W, PARAM_O_B, PARAM_NORM2_W, PARAM_NORM2_B, PARAM_GATE_W, PARAM_UP_W, PARAM_UP_B,
-    PARAM_DOWN_W, PARAM_DOWN_B, PARAM_NORMF_W, PARAM_NORMF_B, PARAM_LM_HEAD, PARAM_IDS
+    PARAM_WTE,
+    PARAM_WPE,
+    PARAM_NORM1_W,
+    PARAM_NORM1_B,
+    PARAM_Q_W,
+    PARAM_K_W,
+    PARAM_V_W,
+    PARAM_QKV_B,
+    PARAM_Q_NORM_W,
+    PARAM_K_NORM_W,
+    PARAM_O_W,
+    PARAM_O_B,
+    PARAM_NORM2_W,
+    PARAM_NORM2_B,
+    PARAM_GATE_W,
+    PARAM_UP_W,
+    PARAM_UP_B,
+    PARAM_DOWN_W,
+    PARAM_DOWN_B,
+    PARAM_NORMF_W,
+    PARAM_NORMF_B,
+    PARAM_LM_HEAD,
+    PARAM_IDS
 };
 
 enum param_init { INIT_NORMAL, INIT_OUTPUT, INIT_ONE, INIT_ZERO };
@@ -38,8 +58,8 @@ struct params {
     struct param *param; /* by unit, then by offset */
     struct unit *unit;
     int shards;
-    int64_t elems;        /* parameters in the model, without padding */
-    int64_t unit_max;     /* elements of the largest layer unit */
+    int64_t elems;    /* parameters in the model, without padding */
+    int64_t unit_max; /* elements of the largest layer unit */
     double init_std, init_output_std;
     uint64_t seed;
     uint64_t id; /* hash of all names and shapes: equal for models whose checkpoints fit each other */

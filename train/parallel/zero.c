@@ -46,9 +46,15 @@ void zero_part(const struct zero *z, int unit, int64_t *begin, int64_t *n)
 int zero_layout(struct zero *z, const struct config *cfg, const struct params *params, struct model *model,
                 struct comm *comm, struct arena *arena)
 {
-    *z = (struct zero){.params = params, .comm = comm, .dev = model->dev, .stage = (int)cfg->parallel.zero,
-                       .reduce = (enum reduce)cfg->parallel.reduce, .weights = model->unit, .fault = model->fault,
-                       .micro_batches = cfg->batch.global / cfg->batch.micro, .scale = zero_scale_for(0)};
+    *z = (struct zero){.params = params,
+                       .comm = comm,
+                       .dev = model->dev,
+                       .stage = (int)cfg->parallel.zero,
+                       .reduce = (enum reduce)cfg->parallel.reduce,
+                       .weights = model->unit,
+                       .fault = model->fault,
+                       .micro_batches = cfg->batch.global / cfg->batch.micro,
+                       .scale = zero_scale_for(0)};
     const size_t n_units = (size_t)params->n_units;
     z->acc = calloc(4 * n_units, sizeof *z->acc);
     if (!z->acc) FAIL(ERR_SYSTEM, "out of memory for the table of %d units", params->n_units);
@@ -110,7 +116,8 @@ int zero_gather(struct zero *z)
 int zero_begin(struct zero *z)
 {
     z->last = false;
-    for (int u = 0; u < z->params->n_units; u++) TRY(op_fill(z->dev, z->acc[u], 0));
+    for (int u = 0; u < z->params->n_units; u++)
+        TRY(op_fill(z->dev, z->acc[u], 0));
     return op_fill(z->dev, z->fault, 0);
 }
 
@@ -124,7 +131,8 @@ int zero_accumulate(void *zero, int unit, struct tensor grads)
 
 int zero_accumulate_nothing(struct zero *z)
 {
-    for (int u = z->params->n_units - 1; u >= 0; u--) TRY(comm_sum_start(z->comm, z->acc[u], z->stage > 0));
+    for (int u = z->params->n_units - 1; u >= 0; u--)
+        TRY(comm_sum_start(z->comm, z->acc[u], z->stage > 0));
     return 0;
 }
 
@@ -142,7 +150,8 @@ static int gradient_norm(struct zero *z, double *norm)
     double total = 0;
     if (z->reduce == REDUCE_EXACT) {
         TRY(comm_sum_i64(z->comm, limbs, 4));
-        for (int i = 3; i >= 0; i--) total = ldexp(total, 32) + (double)limbs[i];
+        for (int i = 3; i >= 0; i--)
+            total = ldexp(total, 32) + (double)limbs[i];
         total /= z->scale * z->scale;
     } else {
         memcpy(&total, limbs, sizeof total);

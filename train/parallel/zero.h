@@ -22,14 +22,14 @@ struct zero {
     struct device *dev;
     int stage;
     enum reduce reduce;
-    int64_t micro_batches;          /* in a step, over all ranks: bounds the integer sum */
-    struct tensor *acc;             /* per unit: i64 (exact) or f32 (fast), all its elements */
-    struct tensor *master, *m, *v;  /* per unit: f32, this rank's part (zero_part) */
-    struct tensor squares;          /* i64 [4] */
-    struct tensor fault;            /* i32 [1], shared with the model */
-    struct tensor *weights;         /* the model's units, in the compute type */
-    double scale;                   /* quanta per unit of gradient; a power of two */
-    bool last;                      /* the micro-batch in hand is this rank's last of the step */
+    int64_t micro_batches;         /* in a step, over all ranks: bounds the integer sum */
+    struct tensor *acc;            /* per unit: i64 (exact) or f32 (fast), all its elements */
+    struct tensor *master, *m, *v; /* per unit: f32, this rank's part (zero_part) */
+    struct tensor squares;         /* i64 [4] */
+    struct tensor fault;           /* i32 [1], shared with the model */
+    struct tensor *weights;        /* the model's units, in the compute type */
+    double scale;                  /* quanta per unit of gradient; a power of two */
+    bool last;                     /* the micro-batch in hand is this rank's last of the step */
 };
 
 /* What the reduction found, the same on every rank. */
