@@ -140,8 +140,8 @@ static void tiny_weights_get_a_slot(void **state)
     }
     struct sampler sampler;
     assert_int_equal(sampler_open(&sampler, 1, CONFIG_DATASETS_MAX, sequences, weights), 0);
-    assert_int_equal(sampler.quota_end[0], SAMPLER_BLOCK - (CONFIG_DATASETS_MAX - 1));
-    assert_int_equal(sampler.quota_end[CONFIG_DATASETS_MAX - 1], SAMPLER_BLOCK);
+    assert_int_equal(sampler.quota_begin[1], SAMPLER_BLOCK - (CONFIG_DATASETS_MAX - 1));
+    assert_int_equal(sampler.quota_begin[CONFIG_DATASETS_MAX], SAMPLER_BLOCK);
 }
 
 static void answers_do_not_depend_on_the_order_of_calls(void **state)

@@ -47,10 +47,10 @@ static void check_roundtrip(const char *path, uint64_t documents, uint64_t vocab
     assert_int_equal(info->text_bytes, 3 * info->tokens);
     assert_int_equal(shard_token_bytes(shard), token_bytes);
 
-    const uint64_t *offsets = NULL;
+    const int64_t *offsets = NULL;
     assert_int_equal(shard_offsets(shard, &offsets), 0);
     for (uint64_t d = 0; d < documents; d++) {
-        const uint64_t begin = offsets[d], n = offsets[d + 1] - begin;
+        const uint64_t begin = (uint64_t)offsets[d], n = (uint64_t)offsets[d + 1] - begin;
         assert_int_equal(n, fixture_document_tokens(d));
         int32_t tokens[64];
         assert_int_equal(shard_read(shard, begin, n, tokens), 0);

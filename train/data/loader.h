@@ -14,11 +14,13 @@ struct loader_options {
     int64_t seq_len, micro, global;  /* tokens a sequence, sequences */
     uint64_t seed;
     int rank, ranks;
-    int prefetch;          /* micro-batches read ahead */
-    bool document_mask;    /* false: start is 0 everywhere */
-    bool sequential;       /* validation: sequences 0, 1, 2, … of all sets in order, one pass; see loader_micro_batches */
-    uint64_t tokenizer_id; /* XXH3 of the tokenizer's file that the shards must have been made with; 0: do not check */
-    int64_t vocab_size;    /* a token at or above it is ERR_DATA */
+    int prefetch;       /* micro-batches read ahead */
+    bool document_mask; /* false: start is 0 everywhere */
+    /* Validation: sequences 0, 1, 2, … of all sets in order, the last micro-batch padded. One pass is what a step is in
+     * training; every pass is the same. */
+    bool sequential;
+    uint64_t tokenizer_id; /* XXH3 of the tokenizer's file that made the shards; 0: do not check */
+    int64_t vocab_size;    /* shards of a larger vocabulary are ERR_DATA */
 };
 
 /* Arrays of sequences × seq_len, row-major, owned by the loader and valid until the next loader_next. */
@@ -33,9 +35,11 @@ struct batch {
 /* Opens all shards (O(number of files)), checks them against tokenizer and vocabulary, starts the thread. ERR_DATA names
  * the file, the reason and the remedy. Not collective. */
 int loader_open(struct loader **loader, const struct loader_options *options);
-/* From here on loader_next gives this rank's micro-batches of `step` (counted from 0), then of step + 1, … */
+/* From here on loader_next gives this rank's micro-batches of `step` (counted from 0), then of step + 1, … Allowed at any
+ * time, also after an error: what follows is what a fresh loader would give. Invalidates the last batch. */
 int loader_seek(struct loader *loader, int64_t step);
-/* The next micro-batch of this rank. Damaged data found while reading is ERR_DATA naming file and block. */
+/* The next micro-batch of this rank; loader_micro_batches must not be 0. Damaged data found while reading is ERR_DATA
+ * naming file and block. */
 int loader_next(struct loader *loader, struct batch *batch);
 /* Training: micro-batches of this rank in one step. Sequential: in the whole pass. */
 int64_t loader_micro_batches(const struct loader *loader);

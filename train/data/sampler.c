@@ -1,6 +1,7 @@
 /* The order of the training data (see sampler.h): a Feistel permutation, and quotas by largest remainder. */
 #include "data/sampler.h"
 
+#include "data/search.h"
 #include "err.h"
 
 #include <math.h>
@@ -98,11 +99,10 @@ int sampler_open(struct sampler *sampler, uint64_t seed, int datasets, const int
     share_slots(datasets, weights, total, quota);
     sampler->seed = seed;
     sampler->datasets = datasets;
-    int64_t end = 0;
+    sampler->quota_begin[0] = 0;
     for (int d = 0; d < datasets; d++) {
-        end += quota[d];
         sampler->sequences[d] = sequences[d];
-        sampler->quota_end[d] = end;
+        sampler->quota_begin[d + 1] = sampler->quota_begin[d] + quota[d];
     }
     return 0;
 }
@@ -113,19 +113,11 @@ struct sample sampler_at(const struct sampler *sampler, int64_t index)
     const uint64_t in_block = (uint64_t)(index % SAMPLER_BLOCK);
     const uint64_t block_key = key_of(sampler->seed, 0, (uint64_t)block);
     const int64_t slot = (int64_t)sampler_permute(block_key, SAMPLER_BLOCK, in_block);
-    int low = 0, high = sampler->datasets - 1; /* the first dataset whose quota ends after the slot */
-    while (low < high) {
-        const int middle = (low + high) / 2;
-        if (sampler->quota_end[middle] > slot) {
-            high = middle;
-        } else {
-            low = middle + 1;
-        }
-    }
-    const int64_t begin = low == 0 ? 0 : sampler->quota_end[low - 1];
-    const int64_t counter = block * (sampler->quota_end[low] - begin) + (slot - begin);
-    const int64_t n = sampler->sequences[low], epoch = counter / n;
-    const uint64_t epoch_key = key_of(sampler->seed, (uint64_t)low + 1, (uint64_t)epoch);
+    const int d = (int)search_part(sampler->quota_begin, sampler->datasets, slot);
+    const int64_t begin = sampler->quota_begin[d], quota = sampler->quota_begin[d + 1] - begin;
+    const int64_t counter = block * quota + (slot - begin);
+    const int64_t n = sampler->sequences[d], epoch = counter / n;
+    const uint64_t epoch_key = key_of(sampler->seed, (uint64_t)d + 1, (uint64_t)epoch);
     const uint64_t sequence = sampler_permute(epoch_key, (uint64_t)n, (uint64_t)(counter % n));
-    return (struct sample){.dataset = low, .sequence = (int64_t)sequence, .epoch = epoch};
+    return (struct sample){.dataset = d, .sequence = (int64_t)sequence, .epoch = epoch};
 }

@@ -22,8 +22,8 @@ struct sampler {
     uint64_t seed;
     int datasets;
     int64_t sequences[CONFIG_DATASETS_MAX];
-    int64_t
-        quota_end[CONFIG_DATASETS_MAX]; /* cumulative: dataset d has the slots quota_end[d − 1] … quota_end[d] − 1 */
+    /* Cumulative: dataset d has the slots quota_begin[d] … quota_begin[d + 1] − 1. */
+    int64_t quota_begin[CONFIG_DATASETS_MAX + 1];
 };
 
 struct sample {

@@ -383,14 +383,14 @@ int shard_read(struct shard *shard, uint64_t begin, uint64_t n, int32_t *tokens)
     return 0;
 }
 
-int shard_offsets(struct shard *shard, const uint64_t **offsets)
+int shard_offsets(struct shard *shard, const int64_t **offsets)
 {
     const void *data = shard->arrays[SHARD_OFFSET].data;
-    const uint64_t *offset = data;
+    const int64_t *offset = data;
     if (!shard->offsets_checked) {
         const uint64_t documents = shard->info.documents;
         TRY(check_blocks(shard, SHARD_OFFSET, 0, documents + 1));
-        bool rising = offset[0] == 0 && offset[documents] == shard->info.tokens;
+        bool rising = offset[0] == 0 && offset[documents] == (int64_t)shard->info.tokens;
         for (uint64_t d = 0; d < documents && rising; d++)
             rising = offset[d] < offset[d + 1];
         if (!rising)
@@ -442,7 +442,7 @@ int shard_verify(struct shard *shard)
         const uint64_t left = shard->info.tokens - begin;
         TRY(shard_read(shard, begin, left < step ? left : step, tokens));
     }
-    const uint64_t *offsets = NULL;
+    const int64_t *offsets = NULL;
     TRY(shard_offsets(shard, &offsets));
     for (uint64_t d = 0; d < shard->info.documents; d++) {
         struct shard_label label;

@@ -61,7 +61,7 @@ int shard_token_bytes(const struct shard *shard); /* 2 or 4 */
 int shard_read(struct shard *shard, uint64_t begin, uint64_t n, int32_t *tokens);
 /* The documents + 1 offsets, checked: the first is 0, each is larger than the one before, the last is the number of
  * tokens. They live as long as the shard. */
-int shard_offsets(struct shard *shard, const uint64_t **offsets);
+int shard_offsets(struct shard *shard, const int64_t **offsets);
 /* The label of a document; its texts live as long as the shard. */
 int shard_get_label(struct shard *shard, uint64_t document, struct shard_label *label);
 /* Checks every checksum, token and offset. */

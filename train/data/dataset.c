@@ -1,0 +1,218 @@
+/* A dataset on disk (see dataset.h). */
+#include "data/dataset.h"
+
+#include "data/shard.h"
+#include "err.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static int join_path(char **path, const char *folder, const char *name)
+{
+    const size_t bytes = (folder ? strlen(folder) : 0) + strlen(name) + 2;
+    *path = malloc(bytes);
+    if (!*path) FAIL(ERR_SYSTEM, "out of memory for a path");
+    if (folder) {
+        (void)snprintf(*path, bytes, "%s/%s", folder, name);
+    } else {
+        (void)snprintf(*path, bytes, "%s", name);
+    }
+    return 0;
+}
+
+int path_list_add(struct path_list *list, const char *folder, const char *name)
+{
+    if (list->n == list->capacity) {
+        const int capacity = 2 * list->capacity + 16;
+        char **path = realloc(list->path, (size_t)capacity * sizeof *path);
+        if (!path) FAIL(ERR_SYSTEM, "out of memory for %d paths", capacity);
+        list->path = path;
+        list->capacity = capacity;
+    }
+    TRY(join_path(&list->path[list->n], folder, name));
+    list->n++;
+    return 0;
+}
+
+static int compare_paths(const void *a, const void *b)
+{
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+void path_list_sort(struct path_list *list)
+{
+    if (list->n > 1) qsort(list->path, (size_t)list->n, sizeof *list->path, compare_paths);
+}
+
+void path_list_free(struct path_list *list)
+{
+    for (int i = 0; i < list->n; i++)
+        free(list->path[i]);
+    free(list->path);
+    *list = (struct path_list){.path = NULL, .n = 0, .capacity = 0};
+}
+
+int path_list_folder(struct path_list *list, const char *folder)
+{
+    int rc = 0;
+    DIR *dir = opendir(folder);
+    if (!dir) FAIL(ERR_DATA, "cannot read the folder %s: %s", folder, strerror(errno));
+    for (const struct dirent *entry; (entry = readdir(dir)) != NULL;) {
+        if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0) continue;
+        TRY_GOTO(path_list_add(list, NULL, entry->d_name), done);
+    }
+    path_list_sort(list);
+done:
+    (void)closedir(dir);
+    return rc;
+}
+
+static int is_shard_name(const char *name)
+{
+    const size_t bytes = strlen(name), suffix = strlen(DATASET_SUFFIX);
+    return bytes > suffix && name[0] != '.' && strcmp(name + bytes - suffix, DATASET_SUFFIX) == 0;
+}
+
+/* Is `name`, the next entry of the list, there and of the size that it had? */
+static int check_listed(const char *folder, const char *name, json_int_t bytes)
+{
+    char *path = NULL;
+    struct stat st;
+    TRY(join_path(&path, folder, name));
+    const int found = stat(path, &st) == 0;
+    free(path);
+    if (!found) {
+        FAIL(ERR_DATA, "%s/%s is missing: %s lists it; restore it, or make the dataset again with `tatara prepare`",
+             folder, name, DATASET_LIST);
+    }
+    if (st.st_size != bytes) {
+        FAIL(ERR_DATA,
+             "%s/%s has %lld bytes, %s says %lld: it is truncated or not the same file; restore it, or make the "
+             "dataset again with `tatara prepare`",
+             folder, name, (long long)st.st_size, DATASET_LIST, (long long)bytes);
+    }
+    return 0;
+}
+
+/* Compares the list with the shards found in the folder, both sorted. */
+static int compare_with_list(const char *folder, const char *list_path, const struct path_list *found)
+{
+    int rc = 0;
+    json_error_t why;
+    json_t *list = json_load_file(list_path, 0, &why);
+    const json_t *entries = json_object_get(list, "shards");
+    if (!json_is_array(entries)) {
+        FAIL_GOTO(done, ERR_DATA, "%s is damaged (%s); make the dataset again with `tatara prepare`", list_path,
+                  list ? "it lists no shards" : why.text);
+    }
+    for (size_t i = 0; i < json_array_size(entries); i++) {
+        const json_t *entry = json_array_get(entries, i);
+        const char *name = json_string_value(json_object_get(entry, "file"));
+        if (!name || strchr(name, '/') || !is_shard_name(name)) {
+            FAIL_GOTO(done, ERR_DATA, "%s: entry %zu names no shard", list_path, i);
+        }
+        TRY_GOTO(check_listed(folder, name, json_integer_value(json_object_get(entry, "bytes"))), done);
+    }
+    if ((size_t)found->n != json_array_size(entries)) {
+        FAIL_GOTO(done, ERR_DATA, "%s has %d shards but lists %zu: move the others out, or remove the list", folder,
+                  found->n, json_array_size(entries));
+    }
+done:
+    json_decref(list);
+    return rc;
+}
+
+/* The folder's shards, as names or as paths. */
+static int list_shards(struct path_list *shards, const char *folder)
+{
+    int rc = 0;
+    struct path_list names = {.path = NULL};
+    TRY_GOTO(path_list_folder(&names, folder), done);
+    for (int i = 0; i < names.n; i++) {
+        if (is_shard_name(names.path[i])) TRY_GOTO(path_list_add(shards, folder, names.path[i]), done);
+    }
+done:
+    path_list_free(&names);
+    return rc;
+}
+
+int dataset_shards(struct path_list *shards, const char *path)
+{
+    struct stat st;
+    if (stat(path, &st) != 0) {
+        FAIL(ERR_DATA, "cannot open the dataset %s: %s; give a folder of shards or a shard made by `tatara prepare`",
+             path, strerror(errno));
+    }
+    if (!S_ISDIR(st.st_mode)) return path_list_add(shards, NULL, path);
+    TRY(list_shards(shards, path));
+    char *list_path = NULL;
+    TRY(join_path(&list_path, path, DATASET_LIST));
+    int rc = access(list_path, F_OK) == 0 ? compare_with_list(path, list_path, shards) : 0;
+    free(list_path);
+    if (rc == 0 && shards->n == 0) {
+        rc = err_raise(ERR_DATA, __FILE__, __LINE__, "%s has no shards (*%s); make some with `tatara prepare`", path,
+                       DATASET_SUFFIX);
+    }
+    return rc;
+}
+
+/* One entry of the list. */
+static int describe_shard(json_t *entries, const char *path)
+{
+    struct shard *shard = NULL;
+    TRY(shard_open(&shard, path));
+    const struct shard_info *info = shard_get_info(shard);
+    const char *name = strrchr(path, '/');
+    json_t *entry = json_pack("{s:s, s:I, s:I, s:I}", "file", name ? name + 1 : path, "bytes",
+                              (json_int_t)shard_file_bytes(shard), "tokens", (json_int_t)info->tokens, "documents",
+                              (json_int_t)info->documents);
+    shard_close(shard);
+    if (!entry || json_array_append_new(entries, entry) != 0) FAIL(ERR_SYSTEM, "out of memory for %s", DATASET_LIST);
+    return 0;
+}
+
+static int write_text(const char *path, const char *text)
+{
+    const int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    const size_t bytes = strlen(text);
+    int failed = fd < 0;
+    for (size_t done = 0; !failed && done < bytes;) {
+        const ssize_t wrote = write(fd, text + done, bytes - done);
+        failed = wrote < 0;
+        done += failed ? 0 : (size_t)wrote;
+    }
+    failed = failed || fsync(fd) != 0;
+    const int reason = errno;
+    if (fd >= 0) (void)close(fd);
+    if (failed) FAIL(ERR_SYSTEM, "cannot write %s: %s", path, strerror(reason));
+    return 0;
+}
+
+int dataset_write_list(const char *folder, json_t *report)
+{
+    int rc = 0;
+    char *text = NULL, *path = NULL;
+    struct path_list shards = {.path = NULL};
+    json_t *entries = json_array();
+    if (!entries || json_object_set_new(report, "shards", entries) != 0) {
+        FAIL_GOTO(done, ERR_SYSTEM, "out of memory for %s", DATASET_LIST);
+    }
+    TRY_GOTO(list_shards(&shards, folder), done);
+    for (int i = 0; i < shards.n; i++)
+        TRY_GOTO(describe_shard(entries, shards.path[i]), done);
+    text = json_dumps(report, JSON_INDENT(1));
+    if (!text) FAIL_GOTO(done, ERR_SYSTEM, "out of memory for %s", DATASET_LIST);
+    TRY_GOTO(join_path(&path, folder, DATASET_LIST), done);
+    TRY_GOTO(write_text(path, text), done);
+done:
+    path_list_free(&shards);
+    free(path);
+    free(text);
+    return rc;
+}
