@@ -123,10 +123,10 @@ static inline void cpu_store(void *restrict data, enum dtype dtype, int64_t begi
     }
 }
 
-/* e^x for one float, without a branch, so that loops over it become vector code. x = n·ln 2 + r with |r| ≤ ln 2 / 2, ln 2
- * in two parts (Cody & Waite 1980), e^r by its Taylor series to r^7, 2^n by the exponent in two halves so that results
- * fade into subnormal numbers. Relative error below 1.0e-7 where the result is a normal number; 0 below −104, infinity above
- * 88.73, NaN stays NaN. */
+/* e^x for one float, without a branch, so that loops over it become vector code. x = n·ln 2 + r with |r| ≤ ln 2 / 2,
+ * ln 2 in two parts (Cody & Waite 1980), e^r by its Taylor series to r^7, 2^n by the exponent in two halves so that
+ * results fade into subnormal numbers. Relative error below 1e-7 where the result is a normal number; 0 below −104,
+ * infinity above 88.73, NaN stays NaN. */
 static inline float cpu_exp(float x)
 {
     const float clamped = x < -104.0f ? -104.0f : x > 89.0f ? 89.0f : x; /* NaN passes both comparisons */
