@@ -1,0 +1,98 @@
+/* Softmax cross-entropy with its gradient, for one chunk of tokens over the whole vocabulary.
+ *
+ * A row is one thread's. It is read once for its maximum and its sum of exponentials (kept relative to the largest logit
+ * so far and rescaled when that grows: Milakov & Gimelshein 2018) and, for the gradient, a second time while it is
+ * still in the cache. */
+#include "cpu.h"
+
+struct softmax {
+    float max;
+    double sum; /* Σ exp(logit − max) */
+};
+
+static float block_max(const float *x, int64_t n)
+{
+    float max = -INFINITY;
+#pragma omp simd reduction(max : max)
+    for (int64_t i = 0; i < n; i++)
+        max = x[i] > max ? x[i] : max;
+    return max;
+}
+
+static float block_exp_sum(const float *x, int64_t n, float max)
+{
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < n; i++)
+        sum += cpu_exp(x[i] - max);
+    return sum;
+}
+
+/* NaN in a row comes out as a sum of NaN, and infinity too. */
+static struct softmax row_softmax(const float *logits, int64_t width)
+{
+    struct softmax row = {.max = -INFINITY, .sum = 0};
+    for (int64_t at = 0; at < width; at += CPU_BLOCK) {
+        const int64_t n = cpu_min(CPU_BLOCK, width - at);
+        const float max = block_max(logits + at, n);
+        if (max > row.max) {
+            row.sum *= exp((double)row.max - (double)max);
+            row.max = max;
+        }
+        row.sum += (double)block_exp_sum(logits + at, n, row.max);
+    }
+    return row;
+}
+
+/* dlogits = factor·exp(logits − max) for row `row`. */
+static void row_gradient(struct tensor dlogits, const float *logits, int64_t row, int64_t width, float max,
+                         float factor)
+{
+    float outs[CPU_BLOCK];
+    for (int64_t at = 0; at < width; at += CPU_BLOCK) {
+        const int64_t n = cpu_min(CPU_BLOCK, width - at);
+        float *out = cpu_target(dlogits, row * width + at, outs);
+#pragma omp simd
+        for (int64_t i = 0; i < n; i++)
+            out[i] = factor * cpu_exp(logits[at + i] - max);
+        cpu_commit(dlogits, row * width + at, n, out);
+    }
+}
+
+/* One row with a target; returns its loss. */
+static double xent_row(struct tensor dlogits, const float *logits, int64_t row, int64_t width, int64_t target,
+                       double grad_scale, double z_loss)
+{
+    const struct softmax s = row_softmax(logits, width);
+    const double lse = (double)s.max + log(s.sum), at_target = (double)logits[target];
+    if (tensor_given(dlogits)) {
+        const double factor = grad_scale * (1.0 + 2.0 * z_loss * lse) / s.sum;
+        const double gradient = factor * exp(at_target - (double)s.max) - grad_scale;
+        row_gradient(dlogits, logits, row, width, s.max, (float)factor);
+        cpu_set(dlogits.data, dlogits.dtype, row * width + target, (float)gradient);
+    }
+    return log(s.sum) + ((double)s.max - at_target) + z_loss * lse * lse;
+}
+
+int cpu_xent(struct device *dev, struct tensor loss, struct tensor dlogits, struct tensor logits,
+             struct tensor target, double grad_scale, double z_loss)
+{
+    const int64_t rows = logits.shape[0], width = logits.shape[1];
+    const int32_t *targets = target.data;
+    const float *all = logits.data;
+    float *losses = loss.data;
+#pragma omp parallel for num_threads(dev->threads) schedule(dynamic, 1)
+    for (int64_t row = 0; row < rows; row++) {
+        if (targets[row] < 0) {
+            losses[row] = 0;
+            if (tensor_given(dlogits)) {
+                const size_t bytes = (size_t)width * dtype_bytes(dlogits.dtype);
+                memset((char *)dlogits.data + (size_t)row * bytes, 0, bytes);
+            }
+            continue;
+        }
+        const int64_t wanted = cpu_min(targets[row], width - 1); /* never out of bounds, whatever the data */
+        losses[row] = (float)xent_row(dlogits, all + row * width, row, width, wanted, grad_scale, z_loss);
+    }
+    return 0;
+}
