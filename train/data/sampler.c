@@ -3,6 +3,7 @@
 
 #include "data/search.h"
 #include "err.h"
+#include "mix.h"
 
 #include <math.h>
 
@@ -10,19 +11,11 @@
 #define ROUNDS 8
 /* The smallest half of the network: domains below 16 would have too few distinct permutations. */
 #define MIN_HALF_BITS 2
-#define GOLDEN UINT64_C(0x9E3779B97F4A7C15)
 
-/* The finaliser of SplitMix64 (Steele, Lea & Flood 2014, with the constants of Stafford's variant 13). */
-static uint64_t mix(uint64_t x)
-{
-    x = (x ^ (x >> 30)) * UINT64_C(0xBF58476D1CE4E5B9);
-    x = (x ^ (x >> 27)) * UINT64_C(0x94D049BB133111EB);
-    return x ^ (x >> 31);
-}
-
+/* One key from three numbers. */
 static uint64_t key_of(uint64_t seed, uint64_t purpose, uint64_t number)
 {
-    return mix(mix(mix(seed + GOLDEN) ^ (purpose + GOLDEN)) ^ (number + GOLDEN));
+    return mix64(mix64(mix64(seed) ^ purpose) ^ number);
 }
 
 uint64_t sampler_permute(uint64_t key, uint64_t n, uint64_t x)
@@ -34,13 +27,13 @@ uint64_t sampler_permute(uint64_t key, uint64_t n, uint64_t x)
     const uint64_t mask = (UINT64_C(1) << half_bits) - 1;
     uint64_t round_key[ROUNDS];
     for (unsigned r = 0; r < ROUNDS; r++)
-        round_key[r] = mix(key + (r + 1) * GOLDEN);
+        round_key[r] = mix64(key ^ mix64(r));
     /* Cycle walking (Black & Rogaway 2002): the network permutes fewer than 4n values (16 at least), so walking on
      * until the result is below n permutes 0 … n − 1 and takes fewer than four turns on average for n ≥ 4. */
     do {
         uint64_t left = x >> half_bits, right = x & mask;
         for (unsigned r = 0; r < ROUNDS; r++) {
-            const uint64_t next = left ^ (mix(round_key[r] + right * GOLDEN) & mask);
+            const uint64_t next = left ^ (mix64(round_key[r] ^ right) & mask);
             left = right;
             right = next;
         }
