@@ -46,7 +46,8 @@ static struct linear linear_view(struct model *m, struct arena *arena, int unit,
                        .b = weight_view(m, unit, b),
                        .dw = grad_view(m, unit, w),
                        .db = grad_view(m, unit, b),
-                       .in_out = m->cfg.arch == ARCH_GPT2};
+                       /* The classifier is [V, C] in both architectures. */
+                       .in_out = m->cfg.arch == ARCH_GPT2 && w != PARAM_WTE && w != PARAM_LM_HEAD};
     if (rows > 0) {
         l.w.shape[0] = rows;
         if (tensor_given(l.dw)) l.dw.shape[0] = rows;
@@ -214,7 +215,6 @@ int model_layout(struct model *m, const struct config *cfg, const struct params 
     m->normf = norm_view(m, last, PARAM_NORMF_W, PARAM_NORMF_B);
     m->head = c->tie_embeddings ? linear_view(m, arena, 0, PARAM_WTE, PARAM_IDS, 0)
                                 : linear_view(m, arena, last, PARAM_LM_HEAD, PARAM_IDS, 0);
-    m->head.in_out = false;
 
     m->tok = arena_tensor(arena, ARENA_ACTS, DT_I32, m->tokens, 0, 0);
     m->pos = arena_tensor(arena, ARENA_ACTS, DT_I32, m->tokens, 0, 0);
