@@ -39,35 +39,14 @@ enum device_choice { CHOOSE_AUTO, CHOOSE_CPU, CHOOSE_CUDA };
 #define STR(section, key, def, help) char key[CONFIG_TEXT_MAX];
 #define CHOICE(section, key, def, choices, help) int key;
 #define DATASETS(section, key, help) struct dataset_list key;
+/* clang-format off */
 #define SECTION_END(name) };
+/* clang-format on */
 #include "options.def"
-#undef SECTION
-#undef SECTION_END
-#undef INT
-#undef NUM
-#undef BOOL
-#undef STR
-#undef CHOICE
-#undef DATASETS
 
 struct config {
 #define SECTION(name, help) struct config_##name name;
-#define INT(section, key, def, min, max, unit, help)
-#define NUM(section, key, def, min, max, unit, help)
-#define BOOL(section, key, def, help)
-#define STR(section, key, def, help)
-#define CHOICE(section, key, def, choices, help)
-#define DATASETS(section, key, help)
-#define SECTION_END(name)
 #include "options.def"
-#undef SECTION
-#undef SECTION_END
-#undef INT
-#undef NUM
-#undef BOOL
-#undef STR
-#undef CHOICE
-#undef DATASETS
 };
 
 /* Fills cfg with the defaults. */
@@ -80,9 +59,11 @@ int config_load(struct config *cfg, const char *path, int words, char *const *wo
 int config_parse(struct config *cfg, const char *name, const char *text, size_t bytes);
 /* Combinations that no single option's range excludes. */
 int config_check(const struct config *cfg);
+/* What only training needs: something to train on. ERR_CONFIG. */
+int config_check_for_training(const struct config *cfg);
 /* The whole effective configuration as YAML that config_parse reads back to the same bits. The caller frees *text. */
 int config_to_yaml(const struct config *cfg, char **text);
-/* Prints the effective hyper-parameters that matter to a person, one line a section, on stdout. */
+/* Prints the effective configuration compactly on stdout, a paragraph a section, in the form of key=value words. */
 void config_print(const struct config *cfg);
 /* One log_warn for each hyper-parameter outside the range of known training recipes, saying the range and who used it.
  * Returns how many. */
