@@ -18,7 +18,7 @@ test=(libcmocka-dev python3 python3-h5py python3-numpy hdf5-tools clang-tidy cla
 # scripts/quickstart.sh: from Debian's Japanese documentation to text, a tokenizer and a picture.
 quickstart=(mandoc python3 python3-lxml python3-html2text jq sentencepiece gnuplot-nox)
 # Only for making the test fixtures anew (tests/fixtures); large.
-fixtures=(python3 python3-numpy python3-torch)
+fixtures=(python3 python3-h5py python3-numpy python3-torch)
 
 usage() {
     echo "usage: scripts/install.sh GROUP...   groups: build test quickstart fixtures" >&2
