@@ -11,6 +11,14 @@
 
 #define CKPT_NAME_MAX 160
 #define CKPT_PATH_MAX 1024
+#define CKPT_OWNER_MAX 64
+
+/* A run's folder as this attempt opened it. A later attempt that opens the same folder becomes its owner, and the
+ * earlier one can then save nothing more. Plain data, equal on all ranks. */
+struct ckpt_run {
+    char dir[CKPT_PATH_MAX];
+    char owner[CKPT_OWNER_MAX]; /* this attempt: job, restart count and a random number */
+};
 
 /* Elements [begin, end) in row-major order of one named tensor, f32. A name with a slash lies in a group of the index
  * ("optim/exp_avg/model.norm.weight"). The union of the ranks' ranges is the whole tensor, without overlap. */
@@ -24,22 +32,23 @@ struct ckpt_slab {
 
 /* What is stored beside the tensors. */
 struct ckpt_meta {
-    int64_t step;       /* optimizer steps done; also the data position */
-    double grad_scale;  /* of reduce: exact; a power of two */
-    double grad_norm;   /* of the last step, from which the next scale comes; 0 before the first */
-    uint64_t model_id;  /* hash of what makes two models incompatible: names and shapes of all parameters */
+    int64_t step;          /* optimizer steps done; also the data position */
+    double grad_scale;     /* of reduce: exact; a power of two */
+    double grad_norm;      /* of the last step, from which the next scale comes; 0 before the first */
+    uint64_t model_id;     /* hash of what makes two models incompatible: names and shapes of all parameters */
     uint64_t tokenizer_id; /* XXH3 of the tokenizer's file; 0: none */
-    double tokens;      /* trained so far */
-    char *config_yaml;  /* the effective configuration; on load owned by the caller, who frees it */
-    char version[64];   /* of the program that wrote it */
+    double tokens;         /* trained so far */
+    char *config_yaml;     /* the effective configuration; on load owned by the caller, who frees it */
+    char version[64];      /* of the program that wrote it */
 };
 
-/* Saves step meta->step into run_dir/step-%08d, replacing nothing that is complete, and then removes the oldest complete
- * checkpoints beyond `keep`. On any error the temporary folder is deleted, earlier checkpoints are untouched, and all
- * ranks return the same code (ERR_SYSTEM names file and reason, for example a full disk). slab lists must name the same
- * tensors in the same order on all ranks. Collective. */
-int ckpt_save(struct comm *comm, const char *run_dir, const struct ckpt_meta *meta, const struct ckpt_slab *slabs, int n,
-              int64_t keep);
+/* Saves step meta->step into run->dir/step-%08d, and then removes the oldest complete checkpoints beyond `keep`, newer
+ * steps than this one aside. A damaged folder of that step is replaced; a complete one never: saving the same tensors
+ * again is a success that changes nothing, saving others is ERR_CONFIG. On any error the temporary folder is deleted,
+ * earlier checkpoints are untouched, and all ranks return the same code (ERR_SYSTEM names file and reason, for example a
+ * full disk). Slab lists must name the same tensors in the same order on all ranks. Collective. */
+int ckpt_save(struct comm *comm, const struct ckpt_run *run, const struct ckpt_meta *meta,
+              const struct ckpt_slab *slabs, int n, int64_t keep);
 
 /* Finds the newest step folder in run_dir whose manifest verifies (every file's size and checksum, the work shared among
  * ranks), warning about each newer one that does not and why. found is "" when there is none at all; ERR_DATA when there
@@ -54,9 +63,9 @@ int ckpt_read_meta(const char *folder, struct ckpt_meta *meta);
 int ckpt_load(const char *folder, const struct ckpt_slab *slabs, int n);
 void ckpt_meta_free(struct ckpt_meta *meta);
 
-/* Prepares run_dir: creates it, checks that it can be written (ERR_SYSTEM), writes OWNER for this attempt, and removes
- * temporary folders that earlier attempts left. Collective. */
-int ckpt_open_run_dir(struct comm *comm, const char *run_dir);
+/* Prepares run_dir: creates it, checks that all ranks share it and that it can be written (ERR_SYSTEM), writes OWNER for
+ * this attempt, removes temporary folders that earlier attempts left, and fills `run`. Collective. */
+int ckpt_open_run_dir(struct comm *comm, const char *run_dir, struct ckpt_run *run);
 
 /* `tatara ckpt ls|show|verify`. argv[0] is the verb after "ckpt". One rank. */
 int ckpt_command(struct comm *comm, int argc, char **argv);

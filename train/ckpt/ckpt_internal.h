@@ -1,0 +1,147 @@
+/* What the files of train/ckpt share: files and their checksums, folders, the manifest in memory, pieces, HDF5 errors.
+ *
+ * None of these functions communicates. All of them report through err.h unless they say otherwise, and all may be
+ * called from any one thread at a time: HDF5 is used by one thread of a rank only. */
+#ifndef TATARA_CKPT_INTERNAL_H
+#define TATARA_CKPT_INTERNAL_H
+
+#include "ckpt.h"
+#include "err.h"
+
+#include <hdf5.h>
+#include <stdio.h>
+
+#define CKPT_MANIFEST "manifest.json"
+#define CKPT_INDEX "index.h5"
+#define CKPT_FILE_MAX 32
+#define CKPT_DIMS_MAX 2 /* of a stored tensor */
+
+/* ---- files (file.c) ---- */
+
+/* One file of a checkpoint as the manifest lists it. */
+struct ckpt_file {
+    char name[CKPT_FILE_MAX]; /* within the folder */
+    int64_t bytes;
+    uint64_t xxh3; /* XXH3-64 of all its bytes */
+};
+
+/* "rank-00003.h5" */
+void ckpt_file_name(char name[CKPT_FILE_MAX], int rank);
+/* Joins folder and name; a path that does not fit is ERR_CONFIG. */
+int ckpt_path(char path[CKPT_PATH_MAX], const char *folder, const char *name);
+/* Brings a written file to disk and fills in its size and checksum, read back from what was written. */
+int ckpt_file_seal(const char *folder, struct ckpt_file *file);
+/* Compares a file's size and checksum with the manifest's: ERR_DATA naming the file and what is wrong. */
+int ckpt_file_verify(const char *folder, const struct ckpt_file *file);
+/* Whether the file is there with the manifest's size. Never fails. */
+bool ckpt_file_present(const char *folder, const struct ckpt_file *file);
+/* Reads a whole small file into *text, with a zero byte after it; the caller frees it. */
+int ckpt_file_read(const char *path, char **text, size_t *bytes);
+/* Writes a small file and brings it to disk. */
+int ckpt_file_write(const char *path, const char *text, size_t bytes);
+
+/* ---- folders (folder.c) ---- */
+
+/* Brings a folder's entries to disk. */
+int ckpt_folder_sync(const char *folder);
+/* Removes a folder of plain files. What cannot be removed is a warning. */
+void ckpt_folder_remove(const char *folder);
+/* run_dir/step-%08d */
+int ckpt_step_path(char path[CKPT_PATH_MAX], const char *run_dir, int64_t step);
+/* run_dir/.tmp-<what>-<step>-<owner>: removed by the next attempt if this one does not get to it. */
+int ckpt_temp_path(char path[CKPT_PATH_MAX], const struct ckpt_run *run, const char *what, int64_t step);
+/* The steps of all step-* folders, ascending; none when run_dir does not exist. The caller frees *steps. */
+int ckpt_list_steps(const char *run_dir, int64_t **steps, int *n);
+/* Fails (ERR_SYSTEM) when another attempt has become the owner of the run's folder. */
+int ckpt_check_owner(const struct ckpt_run *run);
+/* Removes the oldest complete checkpoints of steps up to `step` until `keep` of them are left; failures are warnings. */
+void ckpt_retain(const struct ckpt_run *run, int64_t step, int64_t keep);
+
+/* ---- the manifest (manifest.c) ---- */
+
+/* Elements [begin, end) of a tensor are in that file. */
+struct ckpt_range {
+    int64_t begin, end;
+    int file;
+};
+
+struct ckpt_tensor {
+    char name[CKPT_NAME_MAX];
+    int ndim;
+    int64_t shape[CKPT_DIMS_MAX];
+    int n_ranges;
+    struct ckpt_range *ranges; /* ascending; together the whole tensor. Owned by the manifest */
+};
+
+struct ckpt_manifest {
+    struct ckpt_meta meta; /* config_yaml is owned */
+    char saved_at[32];     /* UTC */
+    int n_files, n_tensors;
+    struct ckpt_file *files; /* one per rank, then the index */
+    struct ckpt_tensor *tensors;
+};
+
+/* Writes folder/manifest.json to disk. */
+int ckpt_manifest_write(const char *folder, const struct ckpt_manifest *manifest);
+/* Reads it, refusing (ERR_DATA) one whose own checksum or content is wrong. */
+int ckpt_manifest_read(const char *folder, struct ckpt_manifest *manifest);
+void ckpt_manifest_free(struct ckpt_manifest *manifest);
+int64_t ckpt_tensor_elems(int ndim, const int64_t *shape);
+/* Sorts a tensor's ranges and checks that they are the whole tensor without overlap; false when not. */
+bool ckpt_ranges_tile(struct ckpt_tensor *tensor);
+/* Whether the name is letters, digits and ._- in parts divided by single slashes, and fits. */
+bool ckpt_name_valid(const char *name);
+
+/* ---- reading (load.c) ---- */
+
+/* ckpt_load with the manifest at hand. */
+int ckpt_read_slabs(const char *folder, const struct ckpt_manifest *manifest, const struct ckpt_slab *slabs, int n);
+
+/* ---- pieces (piece.c) ---- */
+
+/* HDF5 maps a virtual dataset fast only between selections of equal rank and shape, so a flat range of a matrix is
+ * stored as up to three rectangles: part of a first row, whole rows, part of a last row. Each is contiguous in the
+ * tensor too. */
+#define CKPT_PIECES_MAX 3
+
+struct ckpt_piece {
+    int64_t begin, end; /* flat, in the tensor that was cut */
+    hsize_t start[CKPT_DIMS_MAX], count[CKPT_DIMS_MAX];
+};
+
+/* Cuts [begin, end) of a tensor of one or two dimensions into pieces; returns how many. */
+int ckpt_pieces(struct ckpt_piece piece[CKPT_PIECES_MAX], int ndim, const int64_t *shape, int64_t begin, int64_t end);
+
+#define CKPT_DATASET_MAX (CKPT_NAME_MAX + 24)
+/* The dataset of a piece in a rank's file: "name@begin". */
+void ckpt_piece_name(char name[CKPT_DATASET_MAX], const char *tensor, const struct ckpt_piece *piece);
+
+/* ---- HDF5 (h5.c) ---- */
+
+/* Stops HDF5 from printing its errors in this thread. Call it before other HDF5 calls. */
+void ckpt_h5_quiet(void);
+/* How all our files are opened; negative on failure. The caller closes it. */
+hid_t ckpt_h5_access(void);
+/* Keeps "<path>: <doing>: <HDF5's innermost reason>; <remedy>" as this thread's error and returns `code`. */
+int ckpt_h5_raise(int code, const char *file, int line, const char *path, const char *doing, const char *remedy);
+
+/* Jumps to `label` with an error when an HDF5 call returned a negative value. */
+#define CHECK_H5(label, result, code, path, doing, remedy)                             \
+    do {                                                                               \
+        if ((result) < 0) {                                                            \
+            rc = ckpt_h5_raise((code), __FILE__, __LINE__, (path), (doing), (remedy)); \
+            goto label;                                                                \
+        }                                                                              \
+    } while (0)
+
+/* ---- what a save writes (write.c, index.c) ---- */
+
+/* Writes this rank's slabs into its file in `folder` and seals it. Reads the slabs only, so it can run in a thread. */
+int ckpt_write_rank_file(const char *folder, int rank, const struct ckpt_slab *slabs, int n, struct ckpt_file *file);
+/* Writes index.h5 for the tensors of the manifest and seals it into the manifest's last file entry. */
+int ckpt_write_index(const char *folder, struct ckpt_manifest *manifest);
+
+#define CKPT_REMEDY_DISK "free space on that disk, or lower checkpoint.keep"
+#define CKPT_REMEDY_DAMAGED "use an earlier checkpoint, or restore this folder from a copy"
+
+#endif

@@ -1,0 +1,179 @@
+/* A checkpoint's files: to disk, size and checksum, verification.
+ *
+ * The checksum is taken from the file as it was written, while it still lies in the page cache and the kernel brings it
+ * to disk: reading it back costs little, and covers HDF5's own bookkeeping too. Any thread. */
+#include "ckpt_internal.h"
+
+#include <aio.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <xxhash.h>
+
+#define READ_BYTES ((size_t)4 << 20)
+#define SMALL_FILE_MAX ((int64_t)1 << 30)
+
+void ckpt_file_name(char name[CKPT_FILE_MAX], int rank)
+{
+    snprintf(name, CKPT_FILE_MAX, "rank-%05d.h5", rank);
+}
+
+int ckpt_path(char path[CKPT_PATH_MAX], const char *folder, const char *name)
+{
+    const int length = snprintf(path, CKPT_PATH_MAX, "%s/%s", folder, name);
+    if (length < 0 || length >= CKPT_PATH_MAX) {
+        FAIL(ERR_CONFIG, "%.200s...: the path is longer than %d characters; choose a shorter run.dir", folder,
+             CKPT_PATH_MAX - 1);
+    }
+    return 0;
+}
+
+/* XXH3-64 and length of what can be read from `fd`, from where it stands. */
+static int hash_fd(int fd, const char *path, struct ckpt_file *file)
+{
+    int rc = 0;
+    ssize_t got = 0;
+    char *buffer = malloc(READ_BYTES);
+    XXH3_state_t *state = XXH3_createState();
+    if (!buffer || !state) FAIL_GOTO(done, ERR_SYSTEM, "%s: no memory left to read it", path);
+    XXH3_64bits_reset(state);
+    file->bytes = 0;
+    while ((got = read(fd, buffer, READ_BYTES)) != 0) {
+        if (got < 0 && errno == EINTR) continue;
+        if (got < 0) FAIL_GOTO(done, ERR_SYSTEM, "%s: cannot be read: %s", path, strerror(errno));
+        XXH3_64bits_update(state, buffer, (size_t)got);
+        file->bytes += got;
+    }
+    file->xxh3 = XXH3_64bits_digest(state);
+done:
+    free(buffer);
+    XXH3_freeState(state);
+    return rc;
+}
+
+/* Waits for the fsync that `sync` started. */
+static int wait_sync(struct aiocb *sync, const char *path)
+{
+    const struct aiocb *list[1] = {sync};
+    int error = 0;
+    while ((error = aio_error(sync)) == EINPROGRESS) {
+        (void)aio_suspend(list, 1, NULL);
+    }
+    if (aio_return(sync) != 0) {
+        FAIL(ERR_SYSTEM, "%s: cannot be brought to disk: %s; " CKPT_REMEDY_DISK, path, strerror(error));
+    }
+    return 0;
+}
+
+int ckpt_file_seal(const char *folder, struct ckpt_file *file)
+{
+    int rc = 0;
+    char path[CKPT_PATH_MAX];
+    struct aiocb sync = {.aio_fildes = -1};
+    TRY(ckpt_path(path, folder, file->name));
+    const int fd = open(path, O_RDWR);
+    if (fd < 0) FAIL(ERR_SYSTEM, "%s: cannot be opened again after writing: %s", path, strerror(errno));
+    sync.aio_fildes = fd;
+    sync.aio_sigevent.sigev_notify = SIGEV_NONE;
+    if (aio_fsync(O_SYNC, &sync) != 0) {
+        FAIL_GOTO(done, ERR_SYSTEM, "%s: cannot be brought to disk: %s", path, strerror(errno));
+    }
+    rc = hash_fd(fd, path, file);
+    const int sync_rc = wait_sync(&sync, path);
+    rc = rc != 0 ? rc : sync_rc;
+done:
+    (void)close(fd);
+    return rc;
+}
+
+int ckpt_file_verify(const char *folder, const struct ckpt_file *file)
+{
+    int rc = 0;
+    char path[CKPT_PATH_MAX];
+    struct stat info;
+    struct ckpt_file found = {.bytes = 0};
+    TRY(ckpt_path(path, folder, file->name));
+    const int fd = open(path, O_RDONLY);
+    if (fd < 0 && errno == ENOENT) FAIL(ERR_DATA, "%s is missing; " CKPT_REMEDY_DAMAGED, path);
+    if (fd < 0) FAIL(ERR_DATA, "%s: cannot be opened: %s; " CKPT_REMEDY_DAMAGED, path, strerror(errno));
+    if (fstat(fd, &info) != 0 || !S_ISREG(info.st_mode)) {
+        FAIL_GOTO(done, ERR_DATA, "%s is not a plain file; " CKPT_REMEDY_DAMAGED, path);
+    }
+    if ((int64_t)info.st_size != file->bytes) {
+        FAIL_GOTO(done, ERR_DATA, "%s has %lld bytes, and the manifest says %lld: it was cut short or changed; %s",
+                  path, (long long)info.st_size, (long long)file->bytes, CKPT_REMEDY_DAMAGED);
+    }
+    TRY_GOTO(hash_fd(fd, path, &found), done);
+    if (found.bytes != file->bytes || found.xxh3 != file->xxh3) {
+        FAIL_GOTO(done, ERR_DATA, "%s is damaged: its checksum is not the manifest's; " CKPT_REMEDY_DAMAGED, path);
+    }
+done:
+    (void)close(fd);
+    return rc;
+}
+
+bool ckpt_file_present(const char *folder, const struct ckpt_file *file)
+{
+    char path[CKPT_PATH_MAX];
+    struct stat info;
+    const int length = snprintf(path, sizeof path, "%s/%s", folder, file->name);
+    return length > 0 && length < CKPT_PATH_MAX && stat(path, &info) == 0 && S_ISREG(info.st_mode) &&
+           (int64_t)info.st_size == file->bytes;
+}
+
+int ckpt_file_read(const char *path, char **text, size_t *bytes)
+{
+    int rc = 0;
+    struct stat info;
+    char *buffer = NULL;
+    size_t used = 0;
+    const int fd = open(path, O_RDONLY);
+    if (fd < 0) FAIL(ERR_DATA, "%s: cannot be opened: %s", path, strerror(errno));
+    if (fstat(fd, &info) != 0 || !S_ISREG(info.st_mode) || (int64_t)info.st_size > SMALL_FILE_MAX) {
+        FAIL_GOTO(done, ERR_DATA, "%s is not a plain file of a possible size", path);
+    }
+    const size_t size = (size_t)info.st_size;
+    buffer = malloc(size + 1);
+    if (!buffer) FAIL_GOTO(done, ERR_SYSTEM, "%s: no memory left to read it", path);
+    while (used < size) {
+        const ssize_t got = read(fd, buffer + used, size - used);
+        if (got < 0 && errno == EINTR) continue;
+        if (got < 0) FAIL_GOTO(done, ERR_DATA, "%s: cannot be read: %s", path, strerror(errno));
+        if (got == 0) FAIL_GOTO(done, ERR_DATA, "%s became shorter while it was read", path);
+        used += (size_t)got;
+    }
+    buffer[used] = '\0';
+    *text = buffer;
+    *bytes = used;
+    buffer = NULL;
+done:
+    free(buffer);
+    (void)close(fd);
+    return rc;
+}
+
+int ckpt_file_write(const char *path, const char *text, size_t bytes)
+{
+    int rc = 0;
+    const int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0666);
+    if (fd < 0) FAIL(ERR_SYSTEM, "%s: cannot be created: %s", path, strerror(errno));
+    for (size_t used = 0; used < bytes;) {
+        const ssize_t put = write(fd, text + used, bytes - used);
+        if (put < 0 && errno == EINTR) continue;
+        if (put < 0) {
+            FAIL_GOTO(done, ERR_SYSTEM, "%s: cannot be written: %s; " CKPT_REMEDY_DISK, path, strerror(errno));
+        }
+        used += (size_t)put;
+    }
+    if (fsync(fd) != 0) {
+        FAIL_GOTO(done, ERR_SYSTEM, "%s: cannot be brought to disk: %s; " CKPT_REMEDY_DISK, path, strerror(errno));
+    }
+done:
+    if (close(fd) != 0 && rc == 0) {
+        rc = err_raise(ERR_SYSTEM, __FILE__, __LINE__, "%s: closing it failed: %s", path, strerror(errno));
+    }
+    return rc;
+}

@@ -1,0 +1,281 @@
+/* A run's folder: who owns it, which steps it holds, what is removed from it.
+ *
+ * OWNER names the newest attempt of the run. An attempt works in temporary folders that carry its own name, and looks
+ * into OWNER before it lets a checkpoint appear: a job that goes on after its successor has started can harm nothing.
+ * A folder is taken away in two steps, renamed first, so that no half of a checkpoint is ever seen under its name. */
+#include "ckpt_internal.h"
+#include "log.h"
+
+#include <ctype.h>
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define OWNER "OWNER"
+#define TEMP_PREFIX ".tmp-"
+#define STEP_PREFIX "step-"
+
+int ckpt_folder_sync(const char *folder)
+{
+    int rc = 0;
+    const int fd = open(folder, O_RDONLY | O_DIRECTORY);
+    if (fd < 0) FAIL(ERR_SYSTEM, "%s: cannot be opened: %s", folder, strerror(errno));
+    if (fsync(fd) != 0) FAIL_GOTO(done, ERR_SYSTEM, "%s: cannot be brought to disk: %s", folder, strerror(errno));
+done:
+    (void)close(fd);
+    return rc;
+}
+
+void ckpt_folder_remove(const char *folder)
+{
+    DIR *dir = opendir(folder);
+    if (!dir && errno == ENOENT) return;
+    for (struct dirent *entry = dir ? readdir(dir) : NULL; entry; entry = readdir(dir)) {
+        if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0) continue;
+        (void)unlinkat(dirfd(dir), entry->d_name, 0); /* what stays makes rmdir fail */
+    }
+    if (dir) (void)closedir(dir);
+    if (rmdir(folder) != 0) log_warn("%s: cannot be removed: %s; remove it by hand", folder, strerror(errno));
+}
+
+int ckpt_step_path(char path[CKPT_PATH_MAX], const char *run_dir, int64_t step)
+{
+    char name[64];
+    snprintf(name, sizeof name, STEP_PREFIX "%08lld", (long long)step);
+    return ckpt_path(path, run_dir, name);
+}
+
+int ckpt_temp_path(char path[CKPT_PATH_MAX], const struct ckpt_run *run, const char *what, int64_t step)
+{
+    char name[64 + CKPT_OWNER_MAX];
+    snprintf(name, sizeof name, TEMP_PREFIX "%.16s-%08lld-%s", what, (long long)step, run->owner);
+    return ckpt_path(path, run->dir, name);
+}
+
+/* The step in a folder's name, or -1: "step-00001000", nothing else. */
+static int64_t parse_step(const char *name)
+{
+    const size_t prefix = strlen(STEP_PREFIX);
+    if (strncmp(name, STEP_PREFIX, prefix) != 0) return -1;
+    const char *digits = name + prefix;
+    const size_t length = strlen(digits);
+    if (length < 8 || length > 18 || strspn(digits, "0123456789") != length) return -1;
+    if (length > 8 && digits[0] == '0') return -1;
+    return strtoll(digits, NULL, 10);
+}
+
+static int compare_steps(const void *a, const void *b)
+{
+    const int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+    return (x > y) - (x < y);
+}
+
+int ckpt_list_steps(const char *run_dir, int64_t **steps, int *n)
+{
+    int rc = 0, room = 0;
+    *steps = NULL;
+    *n = 0;
+    DIR *dir = opendir(run_dir);
+    if (!dir && errno == ENOENT) return 0;
+    if (!dir) FAIL(ERR_SYSTEM, "%s: cannot be listed: %s", run_dir, strerror(errno));
+    for (struct dirent *entry = readdir(dir); entry; entry = readdir(dir)) {
+        const int64_t step = parse_step(entry->d_name);
+        if (step < 0) continue;
+        if (*n == room) {
+            room = room > 0 ? 2 * room : 64;
+            int64_t *larger = realloc(*steps, (size_t)room * sizeof *larger);
+            if (!larger) FAIL_GOTO(done, ERR_SYSTEM, "%s: no memory left to list it", run_dir);
+            *steps = larger;
+        }
+        (*steps)[(*n)++] = step;
+    }
+    if (*n > 1) qsort(*steps, (size_t)*n, sizeof **steps, compare_steps);
+done:
+    (void)closedir(dir);
+    if (rc != 0) {
+        free(*steps);
+        *steps = NULL;
+        *n = 0;
+    }
+    return rc;
+}
+
+/* ---- retention ---- */
+
+/* Whether every file of the checkpoint is there in its right size: quick, for deciding what may be removed. */
+static bool is_complete(const char *folder)
+{
+    struct ckpt_manifest manifest;
+    if (ckpt_manifest_read(folder, &manifest) != 0) {
+        err_clear();
+        return false;
+    }
+    bool complete = true;
+    for (int i = 0; complete && i < manifest.n_files; i++) {
+        complete = ckpt_file_present(folder, &manifest.files[i]);
+    }
+    ckpt_manifest_free(&manifest);
+    return complete;
+}
+
+static int discard_step(const struct ckpt_run *run, int64_t step)
+{
+    char folder[CKPT_PATH_MAX], doomed[CKPT_PATH_MAX];
+    TRY(ckpt_step_path(folder, run->dir, step));
+    TRY(ckpt_temp_path(doomed, run, "old", step));
+    if (rename(folder, doomed) != 0) {
+        FAIL(ERR_SYSTEM, "%s: an old checkpoint that cannot be removed: %s", folder, strerror(errno));
+    }
+    ckpt_folder_remove(doomed);
+    return 0;
+}
+
+void ckpt_retain(const struct ckpt_run *run, int64_t step, int64_t keep)
+{
+    int64_t *steps = NULL;
+    int n = 0, rc = 0;
+    int64_t complete = 0;
+    rc = ckpt_list_steps(run->dir, &steps, &n);
+    for (int i = n - 1; rc == 0 && i >= 0; i--) {
+        char folder[CKPT_PATH_MAX];
+        if (steps[i] > step) continue;
+        rc = ckpt_step_path(folder, run->dir, steps[i]);
+        if (rc == 0 && is_complete(folder) && ++complete > keep) rc = discard_step(run, steps[i]);
+    }
+    if (rc != 0) {
+        log_warn("old checkpoints stay: %s", err_message());
+        err_clear();
+    }
+    free(steps);
+}
+
+/* ---- the owner ---- */
+
+static int read_owner(const char *run_dir, char owner[CKPT_OWNER_MAX])
+{
+    char path[CKPT_PATH_MAX];
+    char *text = NULL;
+    size_t bytes = 0;
+    TRY(ckpt_path(path, run_dir, OWNER));
+    TRY(ckpt_file_read(path, &text, &bytes));
+    snprintf(owner, CKPT_OWNER_MAX, "%.*s", (int)strcspn(text, "\n"), text);
+    free(text);
+    return 0;
+}
+
+int ckpt_check_owner(const struct ckpt_run *run)
+{
+    char owner[CKPT_OWNER_MAX];
+    if (read_owner(run->dir, owner) != 0) {
+        FAIL(ERR_SYSTEM, "%s/" OWNER " cannot be read any more: was the run's folder removed or unmounted?",
+             run->dir);
+    }
+    if (strcmp(owner, run->owner) != 0) {
+        FAIL(ERR_SYSTEM,
+             "%s now belongs to a newer attempt of this run (%s, this one is %s): this one saves nothing more; "
+             "stop it",
+             run->dir, owner, run->owner);
+    }
+    return 0;
+}
+
+/* A name for this attempt: the batch system's job and restart count where there is one, and a random number. */
+static int make_owner(char owner[CKPT_OWNER_MAX])
+{
+    static const char *const job_names[] = {"SLURM_JOB_ID", "PBS_JOBID", "PJM_JOBID", "JOB_ID"};
+    const char *job = NULL;
+    for (size_t i = 0; !job && i < sizeof job_names / sizeof *job_names; i++) {
+        job = getenv(job_names[i]);
+    }
+    const char *restart = getenv("SLURM_RESTART_COUNT");
+    uint64_t nonce = 0;
+    FILE *random = fopen("/dev/urandom", "rb");
+    const size_t got = random ? fread(&nonce, sizeof nonce, 1, random) : 0;
+    if (random) (void)fclose(random);
+    if (got != 1) FAIL(ERR_SYSTEM, "/dev/urandom: no random number for this attempt's name");
+    snprintf(owner, CKPT_OWNER_MAX, "%.20s.%.8s-%016llx", job ? job : "local", restart ? restart : "0",
+             (unsigned long long)nonce);
+    for (char *c = owner; *c; c++) {
+        if (!isalnum((unsigned char)*c) && *c != '.' && *c != '-') *c = '_';
+    }
+    return 0;
+}
+
+/* mkdir -p */
+static int make_folders(const char *run_dir)
+{
+    char path[CKPT_PATH_MAX];
+    snprintf(path, sizeof path, "%s", run_dir);
+    for (char *end = path + 1;; end++) {
+        const char kept = *end;
+        if (kept != '/' && kept != '\0') continue;
+        *end = '\0';
+        if (mkdir(path, 0777) != 0 && errno != EEXIST) {
+            FAIL(ERR_SYSTEM, "run.dir %s: the folder %s cannot be created: %s; set run.dir to one that can", run_dir,
+                 path, strerror(errno));
+        }
+        *end = kept;
+        if (kept == '\0') return 0;
+    }
+}
+
+/* Removes what earlier attempts left unfinished. */
+static int remove_leftovers(const char *run_dir)
+{
+    DIR *dir = opendir(run_dir);
+    if (!dir) FAIL(ERR_SYSTEM, "%s: cannot be listed: %s", run_dir, strerror(errno));
+    for (struct dirent *entry = readdir(dir); entry; entry = readdir(dir)) {
+        char path[CKPT_PATH_MAX];
+        if (strncmp(entry->d_name, TEMP_PREFIX, strlen(TEMP_PREFIX)) != 0) continue;
+        if (ckpt_path(path, run_dir, entry->d_name) != 0) continue;
+        log_info("%s: removed, an earlier attempt left it unfinished", path);
+        ckpt_folder_remove(path);
+    }
+    (void)closedir(dir);
+    return 0;
+}
+
+/* Writes OWNER in one step: a reader sees the old owner or the new one. */
+static int write_owner(const char *run_dir, const char *owner)
+{
+    char path[CKPT_PATH_MAX], fresh[CKPT_PATH_MAX], line[CKPT_OWNER_MAX + 1];
+    TRY(ckpt_path(path, run_dir, OWNER));
+    TRY(ckpt_path(fresh, run_dir, OWNER ".new"));
+    const int length = snprintf(line, sizeof line, "%s\n", owner);
+    TRY(ckpt_file_write(fresh, line, (size_t)length));
+    if (rename(fresh, path) != 0) FAIL(ERR_SYSTEM, "%s: cannot be replaced: %s", path, strerror(errno));
+    return ckpt_folder_sync(run_dir);
+}
+
+static int take_ownership(struct ckpt_run *run)
+{
+    TRY(make_owner(run->owner));
+    TRY(make_folders(run->dir));
+    TRY(write_owner(run->dir, run->owner));
+    return remove_leftovers(run->dir);
+}
+
+int ckpt_open_run_dir(struct comm *comm, const char *run_dir, struct ckpt_run *run)
+{
+    char owner[CKPT_OWNER_MAX];
+    int rc = 0;
+    memset(run, 0, sizeof *run);
+    const int length = snprintf(run->dir, sizeof run->dir, "%s", run_dir);
+    if (length < 1 || length >= CKPT_PATH_MAX - 2 * (CKPT_OWNER_MAX + CKPT_FILE_MAX)) {
+        rc = err_raise(ERR_CONFIG, __FILE__, __LINE__, "run.dir is empty or too long: '%.200s'", run_dir);
+    }
+    if (rc == 0 && comm->rank == 0) rc = take_ownership(run);
+    TRY(comm_agree(comm, rc));
+    TRY(comm_bcast(comm, run->owner, sizeof run->owner, 0));
+    rc = read_owner(run->dir, owner);
+    if (rc != 0 || strcmp(owner, run->owner) != 0) {
+        rc = err_raise(ERR_SYSTEM, __FILE__, __LINE__,
+                       "rank %d does not see %s as rank 0 does; set run.dir to a folder that all nodes share",
+                       comm->rank, run->dir);
+    }
+    return comm_agree(comm, rc);
+}

@@ -1,0 +1,98 @@
+/* One rank's file: each slab as up to three contiguous datasets, written straight from the caller's memory.
+ *
+ * Contiguous layout with early allocation, because it writes at the disk's speed and because incremental allocation with
+ * fill time "never" was seen to lose data without an error. Object times are not stored: equal tensors make equal
+ * files. No communication; any one thread of a rank. */
+#include "ckpt_internal.h"
+
+#include <string.h>
+
+#define DOING "cannot be written"
+
+/* What all datasets of a file are created with. */
+struct writer {
+    const char *path;
+    hid_t file, create, link;
+    int64_t end; /* where the data written so far ends in the file */
+};
+
+static int write_piece(struct writer *writer, const struct ckpt_slab *slab, const struct ckpt_piece *piece)
+{
+    int rc = 0;
+    char name[CKPT_DATASET_MAX];
+    ckpt_piece_name(name, slab->name, piece);
+    hid_t dataset = H5I_INVALID_HID;
+    const hid_t space = H5Screate_simple(slab->ndim, piece->count, NULL);
+    CHECK_H5(done, space, ERR_SYSTEM, writer->path, DOING, CKPT_REMEDY_DISK);
+    dataset = H5Dcreate2(writer->file, name, H5T_IEEE_F32LE, space, writer->link, writer->create, H5P_DEFAULT);
+    CHECK_H5(done, dataset, ERR_SYSTEM, writer->path, DOING, CKPT_REMEDY_DISK);
+    const float *data = slab->data + (piece->begin - slab->begin);
+    CHECK_H5(done, H5Dwrite(dataset, H5T_NATIVE_FLOAT, H5S_ALL, H5S_ALL, H5P_DEFAULT, data), ERR_SYSTEM, writer->path,
+             DOING, CKPT_REMEDY_DISK);
+    const haddr_t offset = H5Dget_offset(dataset);
+    if (offset == HADDR_UNDEF) FAIL_GOTO(done, ERR_BUG, "%s: HDF5 stored nothing for %s", writer->path, name);
+    const int64_t end = (int64_t)offset + (piece->end - piece->begin) * (int64_t)sizeof(float);
+    writer->end = end > writer->end ? end : writer->end;
+done:
+    if (dataset >= 0 && H5Dclose(dataset) < 0 && rc == 0) {
+        rc = ckpt_h5_raise(ERR_SYSTEM, __FILE__, __LINE__, writer->path, DOING, CKPT_REMEDY_DISK);
+    }
+    if (space >= 0) (void)H5Sclose(space);
+    return rc;
+}
+
+static int write_slabs(struct writer *writer, const struct ckpt_slab *slabs, int n)
+{
+    for (int i = 0; i < n; i++) {
+        struct ckpt_piece piece[CKPT_PIECES_MAX];
+        const int pieces = ckpt_pieces(piece, slabs[i].ndim, slabs[i].shape, slabs[i].begin, slabs[i].end);
+        for (int p = 0; p < pieces; p++) {
+            TRY(write_piece(writer, &slabs[i], &piece[p]));
+        }
+    }
+    return 0;
+}
+
+static int set_up(struct writer *writer)
+{
+    int rc = 0;
+    const hid_t access = ckpt_h5_access();
+    writer->create = H5Pcreate(H5P_DATASET_CREATE);
+    writer->link = H5Pcreate(H5P_LINK_CREATE);
+    if (access < 0 || writer->create < 0 || writer->link < 0 || H5Pset_layout(writer->create, H5D_CONTIGUOUS) < 0 ||
+        H5Pset_alloc_time(writer->create, H5D_ALLOC_TIME_EARLY) < 0 ||
+        H5Pset_fill_time(writer->create, H5D_FILL_TIME_NEVER) < 0 ||
+        H5Pset_obj_track_times(writer->create, false) < 0 || H5Pset_create_intermediate_group(writer->link, 1) < 0) {
+        FAIL_GOTO(done, ERR_SYSTEM, "%s: HDF5 refuses our settings; is its version 1.10.7 or later?", writer->path);
+    }
+    writer->file = H5Fcreate(writer->path, H5F_ACC_EXCL, H5P_DEFAULT, access);
+    CHECK_H5(done, writer->file, ERR_SYSTEM, writer->path, "cannot be created", CKPT_REMEDY_DISK);
+done:
+    if (access >= 0) (void)H5Pclose(access);
+    return rc;
+}
+
+int ckpt_write_rank_file(const char *folder, int rank, const struct ckpt_slab *slabs, int n, struct ckpt_file *file)
+{
+    int rc = 0;
+    char path[CKPT_PATH_MAX];
+    struct writer writer = {.path = path, .file = -1, .create = -1, .link = -1, .end = 0};
+    memset(file, 0, sizeof *file);
+    ckpt_file_name(file->name, rank);
+    TRY(ckpt_path(path, folder, file->name));
+    ckpt_h5_quiet();
+    rc = set_up(&writer);
+    if (rc == 0) rc = write_slabs(&writer, slabs, n);
+    if (writer.file >= 0 && H5Fclose(writer.file) < 0 && rc == 0) {
+        rc = ckpt_h5_raise(ERR_SYSTEM, __FILE__, __LINE__, path, DOING, CKPT_REMEDY_DISK);
+    }
+    if (writer.create >= 0) (void)H5Pclose(writer.create);
+    if (writer.link >= 0) (void)H5Pclose(writer.link);
+    if (rc != 0) return rc;
+    TRY(ckpt_file_seal(folder, file));
+    if (file->bytes < writer.end) {
+        FAIL(ERR_SYSTEM, "%s has %lld bytes after writing, and its data ends at %lld; " CKPT_REMEDY_DISK, path,
+             (long long)file->bytes, (long long)writer.end);
+    }
+    return 0;
+}
