@@ -1,0 +1,188 @@
+/* `tatara ckpt`: looking at checkpoints. One rank, and bounded memory whatever the size of a tensor. */
+#include "ckpt_internal.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define CHUNK_ELEMS ((int64_t)4 << 20)
+
+static const char usage[] =
+    "usage: tatara ckpt ls RUN_DIR        the checkpoints of a run\n"
+    "       tatara ckpt show FOLDER       metadata, configuration, and every tensor's statistics\n"
+    "       tatara ckpt verify FOLDER     compares every byte with the manifest's checksums\n"
+    "FOLDER is a checkpoint: RUN_DIR/step-NNNNNNNN\n";
+
+static void format_bytes(char text[32], double bytes)
+{
+    static const char *const unit[] = {"B", "KiB", "MiB", "GiB", "TiB", "PiB"};
+    int u = 0;
+    for (; bytes >= 1024.0 && u < 5; u++) {
+        bytes /= 1024.0;
+    }
+    snprintf(text, 32, u == 0 ? "%.0f %s" : "%.1f %s", bytes, unit[u]);
+}
+
+static int64_t file_bytes(const struct ckpt_manifest *manifest)
+{
+    int64_t bytes = 0;
+    for (int i = 0; i < manifest->n_files; i++) {
+        bytes += manifest->files[i].bytes;
+    }
+    return bytes;
+}
+
+/* ---- ls ---- */
+
+static int list_one(const char *run_dir, int64_t step)
+{
+    char folder[CKPT_PATH_MAX], size[32];
+    struct ckpt_manifest manifest;
+    int missing = 0;
+    TRY(ckpt_step_path(folder, run_dir, step));
+    if (ckpt_manifest_read(folder, &manifest) != 0) {
+        printf("%-10" PRId64 " %-21s %10s %6s  not usable: %s\n", step, "-", "-", "-", err_message());
+        err_clear();
+        return 0;
+    }
+    for (int i = 0; i < manifest.n_files; i++) {
+        missing += !ckpt_file_present(folder, &manifest.files[i]);
+    }
+    format_bytes(size, (double)file_bytes(&manifest));
+    printf("%-10" PRId64 " %-21s %10s %6d  ", step, manifest.saved_at, size, manifest.n_files);
+    if (missing == 0) printf("complete\n");
+    if (missing > 0)
+        printf("%d of its files missing or of another size; see tatara ckpt verify %s\n", missing, folder);
+    ckpt_manifest_free(&manifest);
+    return 0;
+}
+
+static int list_run(const char *run_dir)
+{
+    int rc = 0, n = 0;
+    int64_t *steps = NULL;
+    TRY(ckpt_list_steps(run_dir, &steps, &n));
+    if (n == 0) FAIL_GOTO(done, ERR_DATA, "%s holds no checkpoints (folders named step-NNNNNNNN)", run_dir);
+    printf("%-10s %-21s %10s %6s  %s\n", "step", "saved (UTC)", "size", "files", "state");
+    for (int i = 0; i < n; i++) {
+        TRY_GOTO(list_one(run_dir, steps[i]), done);
+    }
+done:
+    free(steps);
+    return rc;
+}
+
+/* ---- show ---- */
+
+/* Over the finite elements; the others are counted. */
+struct stats {
+    double sum_squares, min, max;
+    int64_t not_finite;
+};
+
+static void add_stats(struct stats *stats, const float *x, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) {
+        const double value = (double)x[i];
+        if (!isfinite(value)) {
+            stats->not_finite++;
+            continue;
+        }
+        stats->sum_squares += value * value;
+        stats->min = fmin(stats->min, value);
+        stats->max = fmax(stats->max, value);
+    }
+}
+
+static int show_tensor(const char *folder, const struct ckpt_manifest *manifest, const struct ckpt_tensor *tensor,
+                       float *buffer)
+{
+    struct stats stats = {.min = INFINITY, .max = -INFINITY};
+    struct ckpt_slab slab = {.ndim = tensor->ndim, .data = buffer};
+    const int64_t elems = ckpt_tensor_elems(tensor->ndim, tensor->shape);
+    char shape[64];
+    memcpy(slab.name, tensor->name, sizeof slab.name);
+    memcpy(slab.shape, tensor->shape, sizeof tensor->shape);
+    for (int64_t at = 0; at < elems; at = slab.end) {
+        slab.begin = at;
+        slab.end = elems - at < CHUNK_ELEMS ? elems : at + CHUNK_ELEMS;
+        TRY(ckpt_read_slabs(folder, manifest, &slab, 1));
+        add_stats(&stats, buffer, slab.end - slab.begin);
+    }
+    if (tensor->ndim == 1) snprintf(shape, sizeof shape, "[%" PRId64 "]", tensor->shape[0]);
+    if (tensor->ndim == 2)
+        snprintf(shape, sizeof shape, "[%" PRId64 ", %" PRId64 "]", tensor->shape[0], tensor->shape[1]);
+    printf("  %-64s %-18s %12.6g %12.5g %12.5g", tensor->name, shape, sqrt(stats.sum_squares), stats.min, stats.max);
+    if (stats.not_finite > 0) printf("  %" PRId64 " elements are NaN or infinite", stats.not_finite);
+    printf("\n");
+    return 0;
+}
+
+static void show_meta(const char *folder, const struct ckpt_manifest *manifest)
+{
+    const struct ckpt_meta *meta = &manifest->meta;
+    char size[32];
+    format_bytes(size, (double)file_bytes(manifest));
+    printf("checkpoint    %s\nstep          %" PRId64 "\nsaved         %s by %s\n", folder, meta->step,
+           manifest->saved_at, meta->version);
+    printf("size          %s in %d files, of %d rank(s)\n", size, manifest->n_files, manifest->n_files - 1);
+    printf("tokens        %.17g\ngrad norm     %.17g\ngrad scale    %.17g\n", meta->tokens, meta->grad_norm,
+           meta->grad_scale);
+    printf("model id      %016" PRIx64 "\ntokenizer id  %016" PRIx64 "\n", meta->model_id, meta->tokenizer_id);
+    printf("configuration\n");
+    for (const char *line = meta->config_yaml; *line;) {
+        const int length = (int)strcspn(line, "\n");
+        printf("  %.*s\n", length, line);
+        line += length + (line[length] == '\n');
+    }
+}
+
+static int show(const char *folder)
+{
+    int rc = 0;
+    struct ckpt_manifest manifest;
+    float *buffer = NULL;
+    TRY(ckpt_manifest_read(folder, &manifest));
+    for (int i = 0; i < manifest.n_files; i++) {
+        TRY_GOTO(ckpt_file_verify(folder, &manifest.files[i]), done);
+    }
+    show_meta(folder, &manifest);
+    buffer = malloc((size_t)CHUNK_ELEMS * sizeof *buffer);
+    if (!buffer) FAIL_GOTO(done, ERR_SYSTEM, "no memory left to read %s", folder);
+    printf("tensors\n  %-64s %-18s %12s %12s %12s\n", "name", "shape", "norm", "min", "max");
+    for (int i = 0; i < manifest.n_tensors; i++) {
+        TRY_GOTO(show_tensor(folder, &manifest, &manifest.tensors[i], buffer), done);
+    }
+done:
+    free(buffer);
+    ckpt_manifest_free(&manifest);
+    return rc;
+}
+
+/* ---- verify ---- */
+
+static int verify(struct comm *comm, const char *folder)
+{
+    char size[32];
+    struct ckpt_manifest manifest;
+    TRY(ckpt_verify(comm, folder));
+    TRY(ckpt_manifest_read(folder, &manifest));
+    format_bytes(size, (double)file_bytes(&manifest));
+    printf("OK: %s, %d files, %s\n", folder, manifest.n_files, size);
+    ckpt_manifest_free(&manifest);
+    return 0;
+}
+
+int ckpt_command(struct comm *comm, int argc, char **argv)
+{
+    const char *verb = argc > 0 ? argv[0] : "";
+    if (strcmp(verb, "--help") == 0 || strcmp(verb, "-h") == 0) {
+        fputs(usage, stdout);
+        return 0;
+    }
+    if (argc == 2 && strcmp(verb, "ls") == 0) return list_run(argv[1]);
+    if (argc == 2 && strcmp(verb, "show") == 0) return show(argv[1]);
+    if (argc == 2 && strcmp(verb, "verify") == 0) return verify(comm, argv[1]);
+    FAIL(ERR_USAGE, "%s", usage);
+}
