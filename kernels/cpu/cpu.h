@@ -17,11 +17,11 @@
 #define CPU_SLICE_BYTES ((size_t)5 << 20)
 #define CPU_ALIGN 128
 
-struct matmul_cache; /* matmul.c: oneDNN's engine and the primitives made so far */
+struct product_table; /* product.c: oneDNN's engine and the primitives made so far */
 
 struct cpu_state {
     int threads; /* slices in the workspace; dev->threads never exceeds it */
-    struct matmul_cache *matmul;
+    struct product_table *products;
 };
 
 /* The calling thread's part of the workspace, CPU_SLICE_BYTES at a 64-byte boundary or better. */
@@ -30,9 +30,11 @@ static inline void *cpu_slice(const struct device *dev, int thread)
     return (char *)dev->workspace + (size_t)thread * CPU_SLICE_BYTES;
 }
 
+/* product.c */
+int cpu_products_open(struct product_table **table, int threads);
+void cpu_products_close(struct product_table *table);
+
 /* matmul.c */
-int cpu_matmul_open(struct matmul_cache **cache, int threads);
-void cpu_matmul_close(struct matmul_cache *cache);
 size_t cpu_pack_bytes(struct device *dev, struct tensor b, bool tb);
 
 /* isa.c */

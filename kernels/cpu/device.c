@@ -12,7 +12,7 @@ static int device_open_cpu(struct device *dev, int index)
     struct cpu_state *state = calloc(1, sizeof *state);
     if (!state) FAIL(ERR_SYSTEM, "no memory for the state of the CPU device");
     state->threads = dev->threads;
-    const int rc = cpu_matmul_open(&state->matmul, state->threads);
+    const int rc = cpu_products_open(&state->products, state->threads);
     if (rc) {
         free(state);
         return rc;
@@ -25,7 +25,7 @@ static void device_close_cpu(struct device *dev)
 {
     struct cpu_state *state = dev->state;
     if (!state) return;
-    cpu_matmul_close(state->matmul);
+    cpu_products_close(state->products);
     free(state);
     dev->state = NULL;
 }

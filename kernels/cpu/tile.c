@@ -5,9 +5,31 @@
  * Pure functions on the caller's memory; any thread. */
 #include "tile.h"
 
-#include "cpu.h"
-
 enum { BLOCK = 16 };
+
+int64_t tile_pad(int64_t n, int64_t to)
+{
+    return cpu_div_up(n, to) * to;
+}
+
+int64_t tile_k_max(enum dtype dtype)
+{
+    return TILE_K_BYTES / (int64_t)dtype_bytes(dtype);
+}
+
+int64_t tile_k_pad(enum dtype dtype)
+{
+    return TILE_PAD_K_BYTES / (int64_t)dtype_bytes(dtype);
+}
+
+struct tile_layout tile_layout_a(enum dtype dtype, int64_t lines, int64_t k)
+{
+    return (struct tile_layout){.dtype = dtype,
+                                .lines = lines,
+                                .k = k,
+                                .lines_pad = tile_pad(lines, TILE_PAD_ROWS),
+                                .k_pad = tile_pad(k, tile_k_pad(dtype))};
+}
 
 static void transpose_block(uint32_t *restrict to, const uint32_t *restrict from)
 {
