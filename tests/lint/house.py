@@ -26,7 +26,7 @@ PARTS = {
     "step": ["train/step"],
     "run": ["train/"],
     "main": ["train/main.c"],
-    "tests": ["tests/"],
+    "tests": ["tests/", "scripts/"],
 }
 STANDS_ON = {
     "base": [],
