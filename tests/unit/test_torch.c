@@ -73,9 +73,8 @@ static float weight_at(const struct param *param, int64_t i)
     x = (x ^ (x >> 13)) * 0xc2b2ae35U;
     x ^= x >> 16;
     const int k = (int)(x >> 24) - 128;
-    const char *suffix = strrchr(param->name, '.');
-    const bool norm = param->ndim == 1 && strcmp(suffix, ".weight") == 0;
-    return norm ? 1.0F + floorf((float)k / 4) / 128 : (float)k / 1024;
+    if (param->init == INIT_ONE) return 1.0F + floorf((float)k / 4) / 128;
+    return (float)k / (param->init == INIT_OUTPUT ? 4096 : 2048);
 }
 
 /* The whole unit, padding zero. The caller frees. */
