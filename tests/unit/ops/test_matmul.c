@@ -8,8 +8,8 @@ struct shape {
 };
 
 /* Odd sizes, sizes around the padding of tiles, and more than one tile and one block of k in every direction. */
-static const struct shape shapes[] = {{1, 1, 1},    {3, 17, 5},   {17, 65, 130}, {65, 130, 3},
-                                      {130, 1, 65}, {1, 65, 257}, {64, 64, 64},  {260, 258, 1030}};
+static const struct shape shapes[] = {{1, 1, 1},    {3, 17, 5},     {17, 65, 130},  {65, 130, 3}, {130, 1, 65},
+                                      {64, 64, 64}, {260, 258, 40}, {20, 70, 1030}, {1, 65, 2100}};
 #define SHAPES ((int)(sizeof shapes / sizeof shapes[0]))
 
 /* One call of the op. */
