@@ -72,17 +72,20 @@ static int take_loss_sum(struct model *m, int64_t *sum)
     return op_fill(m->dev, m->loss_sum, 0);
 }
 
-/* This rank's micro-batches, forward and backward, with the sums over ranks under way at the end. */
-static int accumulate(struct step *step, struct loader *loader, double tokens, struct step_report *report)
+/* This rank's micro-batches, forward and backward, with the sums over ranks under way at the end. When one cannot be
+ * loaded, *loaded says so, and the rank only takes part in the sums: all ranks get to where they agree on it. */
+static int accumulate(struct step *step, struct loader *loader, double tokens, struct step_report *report, int *loaded)
 {
     struct model *m = &step->model;
     struct batch batch;
     const int64_t n = loader_micro_batches(loader);
+    *loaded = 0;
     TRY(zero_begin(&step->zero));
     TRY(op_fill(m->dev, m->loss_sum, 0));
     double mark = step_clock_s();
     for (int64_t i = 0; i < n; i++) {
-        TRY(load(m, loader, &batch));
+        *loaded = load(m, loader, &batch);
+        if (*loaded != 0) return zero_accumulate_nothing(&step->zero);
         lap(&report->load_s, &mark);
         TRY(model_forward(m, true, 1 / tokens));
         TRY(comm_poll(step->comm));
@@ -108,6 +111,7 @@ int step_run(struct step *step, struct loader *loader, int64_t index, struct ste
     struct zero_outcome outcome = {.overflow = true};
     const double tokens = (double)(cfg->batch.global * cfg->model.seq_len);
     int64_t loss_sum = 0;
+    int loaded = 0;
     *report = (struct step_report){.lr = optim_lr(cfg, index)};
     zero->scale = zero_scale_for(step->grad_norm);
     for (; outcome.overflow && !outcome.not_finite; report->redone++) {
@@ -121,9 +125,10 @@ int step_run(struct step *step, struct loader *loader, int64_t index, struct ste
             zero->scale = ldexp(zero->scale, -RESCALE_BITS);
             TRY(loader_seek(loader, index));
         }
-        TRY(accumulate(step, loader, tokens, report));
+        TRY(accumulate(step, loader, tokens, report, &loaded));
         double mark = step_clock_s();
         TRY(zero_reduce(zero, &outcome));
+        TRY(comm_agree(step->comm, loaded));
         lap(&report->reduce_s, &mark);
     }
     report->redone--;
@@ -147,12 +152,10 @@ int step_run(struct step *step, struct loader *loader, int64_t index, struct ste
     return 0;
 }
 
-int step_evaluate(struct step *step, struct loader *loader, int64_t max_micro_batches, double *loss)
+/* This rank's n micro-batches of a validation pass: sums[0] of losses, sums[1] of tokens. Not collective. */
+static int evaluate(struct model *m, struct loader *loader, int64_t n, int64_t sums[2])
 {
-    struct model *m = &step->model;
     struct batch batch;
-    int64_t n = loader_micro_batches(loader), sums[2] = {0};
-    if (max_micro_batches > 0 && n > max_micro_batches) n = max_micro_batches;
     TRY(loader_seek(loader, 0));
     TRY(op_fill(m->dev, m->loss_sum, 0));
     for (int64_t i = 0; i < n; i++) {
@@ -161,7 +164,14 @@ int step_evaluate(struct step *step, struct loader *loader, int64_t max_micro_ba
             sums[1] += batch.target[t] >= 0;
         TRY(model_forward(m, false, 0));
     }
-    TRY(take_loss_sum(m, &sums[0]));
+    return take_loss_sum(m, &sums[0]);
+}
+
+int step_evaluate(struct step *step, struct loader *loader, int64_t max_micro_batches, double *loss)
+{
+    int64_t n = loader_micro_batches(loader), sums[2] = {0};
+    if (max_micro_batches > 0 && n > max_micro_batches) n = max_micro_batches;
+    TRY(comm_agree(step->comm, evaluate(&step->model, loader, n, sums)));
     TRY(comm_sum_i64(step->comm, sums, 2));
     *loss = sums[1] > 0 ? (double)sums[0] / MODEL_LOSS_SCALE / (double)sums[1] : 0;
     return 0;
