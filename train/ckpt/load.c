@@ -56,11 +56,12 @@ int ckpt_find_newest(struct comm *comm, const char *run_dir, char found[CKPT_PAT
     TRY_GOTO(comm_bcast(comm, &n, sizeof n, 0), done);
     TRY_GOTO(try_steps(comm, run_dir, steps, n, found), done);
     if (n > 0 && found[0] == '\0') {
-        FAIL_GOTO(done, ERR_DATA,
-                  "%s: none of its %d checkpoints can be used (see the warnings); restore one from a copy, or remove "
-                  "them to start anew",
-                  run_dir, n);
+        rc = err_raise(ERR_DATA, __FILE__, __LINE__,
+                       "%s: none of its %d checkpoints can be used (see the warnings); restore one from a copy, or "
+                       "remove them to start anew",
+                       run_dir, n);
     }
+    TRY_GOTO(comm_agree(comm, rc), done);
 done:
     free(steps);
     return rc;
