@@ -1,0 +1,194 @@
+/* The training step on several ranks: what it allocates, what an overflow does, and that it is the same on any number of
+ * ranks. Whole runs are compared by tests/e2e; this looks inside one process. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+
+#include <cmocka.h>
+
+#include "err.h"
+#include "ops.h"
+#include "optim.h"
+#include "step.h"
+#include "unit/shard_fixture.h"
+
+#include <math.h>
+#include <stdatomic.h>
+
+/* Calls to the heap from Tatara's own code, in any thread; the linker sends them here (--wrap). */
+static atomic_long heap_calls;
+
+void *__real_malloc(size_t bytes);
+void *__real_calloc(size_t n, size_t bytes);
+void *__real_realloc(void *data, size_t bytes);
+void *__wrap_malloc(size_t bytes);
+void *__wrap_calloc(size_t n, size_t bytes);
+void *__wrap_realloc(void *data, size_t bytes);
+
+void *__wrap_malloc(size_t bytes)
+{
+    atomic_fetch_add(&heap_calls, 1);
+    return __real_malloc(bytes);
+}
+
+void *__wrap_calloc(size_t n, size_t bytes)
+{
+    atomic_fetch_add(&heap_calls, 1);
+    return __real_calloc(n, bytes);
+}
+
+void *__wrap_realloc(void *data, size_t bytes)
+{
+    atomic_fetch_add(&heap_calls, 1);
+    return __real_realloc(data, bytes);
+}
+
+/* A small model on shards that rank 0 wrote. */
+struct fixture {
+    struct comm comm;
+    struct config *cfg;
+    struct device dev;
+    struct arena arena;
+    struct step step;
+    struct loader *loader;
+    char folder[FIXTURE_PATH_BYTES];
+};
+
+static struct comm the_comm;
+static char the_folder[FIXTURE_PATH_BYTES];
+
+static void fixture_open(struct fixture *f, enum compute compute, int zero)
+{
+    struct config *cfg = calloc(1, sizeof *cfg);
+    assert_non_null(cfg);
+    config_defaults(cfg);
+    cfg->model.layers = 2;
+    cfg->model.hidden = 48;
+    cfg->model.heads = 3;
+    cfg->model.kv_heads = 1;
+    cfg->model.head_dim = 16;
+    cfg->model.ffn_hidden = 80;
+    cfg->model.seq_len = 32;
+    cfg->batch.global = 10;
+    cfg->batch.micro = 2;
+    cfg->optim.warmup_steps = 0;
+    cfg->optim.schedule = SCHEDULE_CONSTANT;
+    cfg->precision.compute = (int)compute;
+    cfg->parallel.zero = zero;
+    cfg->data.train.n = 1;
+    cfg->data.train.entry[0].weight = 1;
+    (void)snprintf(cfg->data.train.entry[0].path, CONFIG_TEXT_MAX, "%s", the_folder);
+    *f = (struct fixture){.comm = the_comm, .cfg = cfg};
+    const struct loader_options options = {.sets = &cfg->data.train,
+                                           .seq_len = 32,
+                                           .micro = 2,
+                                           .global = 10,
+                                           .seed = 1,
+                                           .rank = f->comm.rank,
+                                           .ranks = f->comm.ranks,
+                                           .prefetch = 2,
+                                           .document_mask = true,
+                                           .tokenizer_id = FIXTURE_TOKENIZER,
+                                           .vocab_size = FIXTURE_VOCAB};
+    assert_int_equal(loader_open(&f->loader, &options), 0);
+    assert_int_equal(device_open(&f->dev, DEVICE_CPU, 0, 1), 0);
+    struct arena measure = arena_measure(&f->dev);
+    assert_int_equal(step_layout(&f->step, cfg, FIXTURE_VOCAB, &f->dev, &f->comm, &measure), 0);
+    step_close(&f->step);
+    assert_int_equal(arena_open(&f->arena, &f->dev, measure.used), 0);
+    assert_int_equal(step_layout(&f->step, cfg, FIXTURE_VOCAB, &f->dev, &f->comm, &f->arena), 0);
+    assert_int_equal(step_start(&f->step, true), 0);
+    assert_int_equal(loader_seek(f->loader, 0), 0);
+}
+
+static void fixture_close(struct fixture *f)
+{
+    loader_close(f->loader);
+    step_close(&f->step);
+    arena_close(&f->arena);
+    device_close(&f->dev);
+    free(f->cfg);
+}
+
+static void steps_after_the_first_allocate_nothing(void **state)
+{
+    (void)state;
+    for (int compute = COMPUTE_BF16; compute <= COMPUTE_FP32; compute++) {
+        struct fixture f;
+        struct step_report report;
+        fixture_open(&f, (enum compute)compute, 1);
+        for (int64_t i = 0; i < 2; i++)
+            assert_int_equal(step_run(&f.step, f.loader, i, &report), 0);
+        const long before = atomic_load(&heap_calls);
+        for (int64_t i = 2; i < 5; i++)
+            assert_int_equal(step_run(&f.step, f.loader, i, &report), 0);
+        assert_int_equal(atomic_load(&heap_calls), before);
+        fixture_close(&f);
+    }
+}
+
+/* A scale chosen for a gradient far smaller than the real one overflows; the step must be done again, see the same data,
+ * and come out as if the coarser scale had been there from the start. */
+static void overflow_repeats_the_step_with_a_coarser_scale(void **state)
+{
+    (void)state;
+    struct fixture plain, repeated;
+    struct step_report expected, report;
+    fixture_open(&plain, COMPUTE_FP32, 1);
+    fixture_open(&repeated, COMPUTE_FP32, 0);
+    repeated.step.grad_norm = 1e-6;
+    assert_int_equal(step_run(&plain.step, plain.loader, 0, &expected), 0);
+    assert_int_equal(step_run(&repeated.step, repeated.loader, 0, &report), 0);
+    assert_int_equal(expected.redone, 0);
+    assert_true(report.redone >= 1);
+    assert_true(report.loss == expected.loss);
+    assert_true(fabs(report.grad_norm / expected.grad_norm - 1) < 1e-6);
+    assert_true(report.grad_norm > 0.01);
+    /* The next step chooses its scale from the norm just found, and needs no second try. */
+    assert_int_equal(step_run(&repeated.step, repeated.loader, 1, &report), 0);
+    assert_int_equal(report.redone, 0);
+    fixture_close(&plain);
+    fixture_close(&repeated);
+}
+
+/* The loss of a weight that is not a number must stop all ranks alike and leave the weights as they were. */
+static void not_a_number_stops_every_rank(void **state)
+{
+    (void)state;
+    struct fixture f;
+    struct step_report report;
+    fixture_open(&f, COMPUTE_FP32, 0);
+    float *weights = f.step.model.unit[1].data;
+    const float kept = weights[5];
+    ((float *)f.step.model.wte.data)[0] = NAN;
+    for (int64_t v = 0; v < FIXTURE_VOCAB; v++)
+        ((float *)f.step.model.wte.data)[v * 48] = NAN;
+    assert_int_equal(step_run(&f.step, f.loader, 0, &report), ERR_NUMERIC);
+    assert_true(err_shared() || f.comm.ranks == 1);
+    assert_true(weights[5] == kept);
+    err_clear();
+    fixture_close(&f);
+}
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(steps_after_the_first_allocate_nothing),
+        cmocka_unit_test(overflow_repeats_the_step_with_a_coarser_scale),
+        cmocka_unit_test(not_a_number_stops_every_rank),
+    };
+    if (comm_open(&the_comm, &argc, &argv) != 0) return 1;
+    int rc = 0;
+    if (the_comm.rank == 0) {
+        char path[FIXTURE_PATH_BYTES + 16];
+        rc = fixture_folder(the_folder);
+        (void)snprintf(path, sizeof path, "%s/a.h5", the_folder);
+        if (rc == 0) rc = fixture_write(path, 400, 1, FIXTURE_VOCAB);
+    }
+    if (comm_agree(&the_comm, rc) != 0) return 1;
+    if (comm_bcast(&the_comm, the_folder, sizeof the_folder, 0) != 0) return 1;
+    const int failed = cmocka_run_group_tests(tests, NULL, NULL);
+    if (comm_barrier(&the_comm) == 0 && the_comm.rank == 0) fixture_remove(the_folder);
+    comm_close(&the_comm);
+    return failed;
+}
