@@ -125,30 +125,47 @@ static inline void cpu_store(void *restrict data, enum dtype dtype, int64_t begi
     }
 }
 
-/* e^x for one float, without a branch, so that loops over it become vector code. x = n·ln 2 + r with |r| ≤ ln 2 / 2,
- * ln 2 in two parts (Cody & Waite 1980), e^r by its Taylor series to r^7, 2^n by the exponent in two halves so that
- * results fade into subnormal numbers. Relative error below 1e-7 where the result is a normal number; 0 below −104,
- * infinity above 88.73, NaN stays NaN. */
-static inline float cpu_exp(float x)
+/* e^x = 2^n·e^r with x = n·ln 2 + r and |r| ≤ ln 2 / 2, ln 2 in two parts (Cody & Waite 1980), e^r by its Taylor series
+ * to r^7, without a branch, so that loops over it become vector code. Returns e^r; *n gets the integer, modulo 2^22, as
+ * the low bits of a float that the callers below shift into an exponent. */
+static inline float cpu_exp_parts(float x, uint32_t *n)
 {
-    const float clamped = x < -104.0f ? -104.0f : x > 89.0f ? 89.0f : x; /* NaN passes both comparisons */
     const float magic = 12582912.0f; /* 1.5·2^23: adding it rounds to an integer */
-    const float shifted = clamped * 1.44269504088896341f + magic;
-    const float n = shifted - magic;
-    const float hi = clamped - n * 0.693145751953125f;
-    const float r = hi - n * 1.428606820309417e-6f;
+    const float shifted = x * 1.44269504088896341f + magic;
+    const float whole = shifted - magic;
+    const float r = (x - whole * 0.693145751953125f) - whole * 1.428606820309417e-6f;
     float p = 1.98412698e-4f;
     p = p * r + 1.38888889e-3f;
     p = p * r + 8.33333333e-3f;
     p = p * r + 4.16666667e-2f;
     p = p * r + 1.66666667e-1f;
     p = p * r + 0.5f;
-    p = p * (r * r) + r + 1.0f;
-    const int32_t exponent = (int32_t)(cpu_bits_from_f32(shifted) - cpu_bits_from_f32(magic));
-    const int32_t half = exponent >> 1;
+    *n = cpu_bits_from_f32(shifted) - cpu_bits_from_f32(magic);
+    return p * (r * r) + r + 1.0f;
+}
+
+/* e^x for one float; 2^n in two halves, so that results fade into subnormal numbers. Relative error below 1e-7 where the
+ * result is a normal number; 0 below −104, infinity above 88.73, NaN stays NaN. */
+static inline float cpu_exp(float x)
+{
+    uint32_t n;
+    const float p = cpu_exp_parts(x < -104.0f ? -104.0f
+                                  : x > 89.0f ? 89.0f
+                                              : x,
+                                  &n); /* NaN passes both comparisons */
+    const int32_t exponent = (int32_t)n, half = exponent >> 1;
     const float scale_a = cpu_f32_from_bits((uint32_t)(half + 127) << 23);
     const float scale_b = cpu_f32_from_bits((uint32_t)(exponent - half + 127) << 23);
     return p * scale_a * scale_b;
+}
+
+/* The same for x ≤ 0, as in a softmax, in half the time: 0 where the result would not be a normal number. */
+static inline float cpu_exp_negative(float x)
+{
+    uint32_t n;
+    const float p = cpu_exp_parts(x, &n);
+    const float y = p * cpu_f32_from_bits((n << 23) + (127u << 23));
+    return x < -87.0f ? 0.0f : y;
 }
 
 /* Elements per step of the elementwise and row kernels: a few such buffers of floats stay in the first-level cache. */

@@ -3,34 +3,25 @@
 
 /* Elements per thread's piece: large enough to hide the start of a piece, small enough to share evenly. */
 #define PIECE 16384
+#define PATTERN_BYTES 4096
 #define ROW_BLOCK 128
 #define COLUMN_BLOCK 128
 
 int cpu_fill(struct device *dev, struct tensor y, double value)
 {
-    const int64_t elems = tensor_elems(y);
-    const size_t width = dtype_bytes(y.dtype);
-    union {
-        float f32;
-        uint16_t bf16;
-        int32_t i32;
-        int64_t i64;
-    } one = {0};
-    if (y.dtype == DT_F32) one.f32 = (float)value;
-    if (y.dtype == DT_BF16) one.bf16 = cpu_bf16_from_f32((float)value);
-    if (y.dtype == DT_I32) one.i32 = (int32_t)value;
-    if (y.dtype == DT_I64) one.i64 = (int64_t)value;
-#pragma omp parallel for num_threads(dev->threads) schedule(static)
-    for (int64_t at = 0; at < elems; at += PIECE) {
-        const int64_t n = cpu_min(PIECE, elems - at);
-        char *to = (char *)y.data + (size_t)at * width;
-        if (one.i64 == 0) {
-            memset(to, 0, (size_t)n * width);
-            continue;
-        }
-        for (int64_t i = 0; i < n; i++)
-            memcpy(to + (size_t)i * width, &one, width);
+    const size_t width = dtype_bytes(y.dtype), bytes = tensor_bytes(y);
+    char pattern[PATTERN_BYTES];
+    for (size_t at = 0; at < sizeof pattern; at += width) {
+        const float f32 = (float)value;
+        const uint16_t bf16 = cpu_bf16_from_f32(f32);
+        const int32_t i32 = y.dtype == DT_I32 ? (int32_t)value : 0;
+        const int64_t i64 = y.dtype == DT_I64 ? (int64_t)value : 0;
+        const void *const one[DT_COUNT] = {[DT_F32] = &f32, [DT_BF16] = &bf16, [DT_I32] = &i32, [DT_I64] = &i64};
+        memcpy(pattern + at, one[y.dtype], width);
     }
+#pragma omp parallel for num_threads(dev->threads) schedule(static)
+    for (size_t at = 0; at < bytes; at += sizeof pattern)
+        memcpy((char *)y.data + at, pattern, bytes - at < sizeof pattern ? bytes - at : sizeof pattern);
     return 0;
 }
 

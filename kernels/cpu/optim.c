@@ -79,30 +79,32 @@ int cpu_adamw(struct device *dev, struct tensor w, struct tensor master, struct 
 /* ---- accumulating gradients ---- */
 
 /* acc += round(g·scale) for n elements, or the faults that prevent it. The product is exact in double, and rounding it
- * in the current mode, to nearest even, is the only rounding there is. */
+ * in the current mode, to nearest even, is the only rounding there is. Faults are gathered without branches: the
+ * largest product (of NaN none is larger), and a sum of zeros that NaN and infinity make NaN. */
 static int add_fixed(int64_t *acc, const float *g, int64_t n, double scale, double limit)
 {
-    int64_t too_large = 0, not_finite = 0;
-#pragma omp simd reduction(| : too_large, not_finite)
+    double largest = 0, poison = 0;
+#pragma omp simd reduction(max : largest) reduction(+ : poison)
     for (int64_t i = 0; i < n; i++) {
         const double scaled = (double)g[i] * scale, size = fabs(scaled);
-        const bool fits = size <= limit; /* false for NaN */
-        acc[i] += (int64_t)rint(fits ? scaled : 0.0);
-        too_large |= size > limit;
-        not_finite |= !(size < (double)INFINITY);
+        const double rounded = rint(size <= limit ? scaled : 0.0);
+        acc[i] +=
+            (int64_t)(rounded + 0.0); /* the sum keeps gcc from making one instruction of both, for scalars only */
+        largest = size > largest ? size : largest;
+        poison += scaled * 0.0;
     }
-    return (too_large ? FAULT_OVERFLOW : 0) | (not_finite ? FAULT_NAN : 0);
+    return (largest > limit ? FAULT_OVERFLOW : 0) | (isnan(poison) ? FAULT_NAN : 0);
 }
 
 static int add_float(float *acc, const float *g, int64_t n)
 {
-    int not_finite = 0;
-#pragma omp simd reduction(| : not_finite)
+    float poison = 0;
+#pragma omp simd reduction(+ : poison)
     for (int64_t i = 0; i < n; i++) {
         acc[i] += g[i];
-        not_finite |= !(fabsf(g[i]) < INFINITY);
+        poison += g[i] * 0.0f;
     }
-    return not_finite ? FAULT_NAN : 0;
+    return isnan(poison) ? FAULT_NAN : 0;
 }
 
 int cpu_grad_add(struct device *dev, struct tensor acc, struct tensor g, double scale, double limit,
@@ -160,18 +162,17 @@ int cpu_sum_fixed(struct device *dev, struct tensor acc, struct tensor x, double
     const int64_t elems = tensor_elems(x);
     const float *values = x.data;
     int64_t total = 0;
-    int bad = 0;
-#pragma omp parallel for num_threads(dev->threads) schedule(static) reduction(+ : total) reduction(| : bad)
-    for (int64_t at = 0; at < elems; at += PIECE) {
-        for (int64_t i = at; i < cpu_min(at + PIECE, elems); i++) {
-            const double scaled = (double)values[i] * scale;
-            const bool fits = fabs(scaled) <= 0x1p52;
-            total += (int64_t)rint(fits ? scaled : 0.0);
-            bad |= !fits;
-        }
+    int faults = 0;
+#pragma omp parallel for num_threads(dev->threads) schedule(static) reduction(+ : total) reduction(| : faults)
+    for (int64_t at = 0; at < elems; at += CPU_BLOCK) {
+        const int64_t n = cpu_min(CPU_BLOCK, elems - at);
+        int64_t rounded[CPU_BLOCK] = {0};
+        faults |= add_fixed(rounded, values + at, n, scale, 0x1p52);
+        for (int64_t i = 0; i < n; i++)
+            total += rounded[i];
     }
     *(int64_t *)acc.data += total;
-    if (bad) *(int32_t *)fault.data |= FAULT_NAN;
+    if (faults) *(int32_t *)fault.data |= FAULT_NAN;
     return 0;
 }
 
@@ -183,7 +184,7 @@ static void add_squares(uint64_t limbs[4], const int64_t *x, int64_t n)
     uint64_t limb0 = 0, limb1 = 0, limb2 = 0, limb3 = 0, cross1 = 0, cross2 = 0;
 #pragma omp simd reduction(+ : limb0, limb1, limb2, limb3, cross1, cross2)
     for (int64_t i = 0; i < n; i++) {
-        const uint64_t sign = (uint64_t)(x[i] >> 63);
+        const uint64_t sign = x[i] < 0 ? ~(uint64_t)0 : 0;
         const uint64_t size = ((uint64_t)x[i] ^ sign) - sign;
         const uint64_t low = size & low32, high = size >> 32;
         const uint64_t low_low = low * low, cross = low * high, high_high = high * high;

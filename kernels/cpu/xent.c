@@ -24,7 +24,7 @@ static float block_exp_sum(const float *x, int64_t n, float max)
     float sum = 0;
 #pragma omp simd reduction(+ : sum)
     for (int64_t i = 0; i < n; i++)
-        sum += cpu_exp(x[i] - max);
+        sum += cpu_exp_negative(x[i] - max);
     return sum;
 }
 
@@ -54,7 +54,7 @@ static void row_gradient(struct tensor dlogits, const float *logits, int64_t row
         float *out = cpu_target(dlogits, row * width + at, outs);
 #pragma omp simd
         for (int64_t i = 0; i < n; i++)
-            out[i] = factor * cpu_exp(logits[at + i] - max);
+            out[i] = factor * cpu_exp_negative(logits[at + i] - max);
         cpu_commit(dlogits, row * width + at, n, out);
     }
 }
