@@ -21,14 +21,19 @@
     X("avx512vnni", __AVX512VNNI__) \
     X("avx512bf16", __AVX512BF16__)
 
-/* Compiled without vector registers: it runs where the vector instructions may be missing. */
-__attribute__((target("general-regs-only"))) int cpu_isa_check(void)
+/* Both functions use no vector registers: they run where the vector instructions may be missing. */
+__attribute__((target("general-regs-only"))) static const char *missing_isa(void)
 {
-    const char *missing = NULL;
 #define X(feature, macro) \
-    if (!missing && COMPILED_FOR(macro) && !__builtin_cpu_supports(feature)) missing = feature;
+    if (COMPILED_FOR(macro) && !__builtin_cpu_supports(feature)) return feature;
     ISA_LIST(X)
 #undef X
+    return NULL;
+}
+
+__attribute__((target("general-regs-only"))) int cpu_isa_check(void)
+{
+    const char *missing = missing_isa();
     if (missing) {
         FAIL(ERR_DEVICE,
              "this CPU has no %s, which the program was compiled for on another machine: configure the build with "

@@ -47,6 +47,11 @@ double *op_doubles(struct op_test *test, int64_t n)
     return host_memory(test, (size_t)n * sizeof(double));
 }
 
+int64_t *op_integers(struct op_test *test, int64_t n)
+{
+    return host_memory(test, (size_t)n * sizeof(int64_t));
+}
+
 /* SplitMix64 (Steele, Lea & Flood 2014). */
 double op_uniform(struct op_test *test, double low, double high)
 {

@@ -45,8 +45,9 @@ struct op_tensor {
 struct op_test op_test_begin(struct device *dev, uint64_t seed);
 void op_test_end(struct op_test *test);
 
-/* Host memory for n doubles, zeroed, given back by op_test_end. */
+/* Host memory for n numbers, zeroed, given back by op_test_end. */
 double *op_doubles(struct op_test *test, int64_t n);
+int64_t *op_integers(struct op_test *test, int64_t n);
 /* The next pseudo-random number in [low, high). */
 double op_uniform(struct op_test *test, double low, double high);
 

@@ -89,6 +89,24 @@ static int run_bwd(struct device *dev, const void *ctx)
     return op_norm_bwd(dev, n->dx.t, n->dw.t, n->db.t, n->dy.t, n->dres.t, n->x.t, n->stat.t, n->w.t);
 }
 
+/* The last row alone gives the same bits. */
+static void check_one_row(struct op_test *test, const struct norm *n)
+{
+    const int64_t last = n->x.t.shape[0] - 1;
+    if (last < 0) return;
+    const double *all = op_read(test, tensor_rows(n->y.t, last, 1));
+    struct norm alone = *n;
+    alone.y.t = tensor_rows(n->y.t, 0, 1);
+    alone.stat.t = tensor_rows(n->stat.t, 0, 1);
+    alone.x.t = tensor_rows(n->x.t, last, 1);
+    if (n->residual) {
+        alone.delta.t = tensor_rows(n->delta.t, last, 1);
+        alone.sum.t = tensor_rows(n->sum.t, 0, 1);
+    }
+    op_ok(run_fwd(test->dev, &alone));
+    op_expect_exact(test, "norm_fwd: one row", alone.y.t, all);
+}
+
 static void check_fwd(struct op_test *test, struct norm *n)
 {
     const enum dtype dtype = n->x.t.dtype;
@@ -100,6 +118,7 @@ static void check_fwd(struct op_test *test, struct norm *n)
     reference(n, n->y.v, n->stat.v);
     op_expect(test, "norm_fwd: stat", n->stat.t, n->stat.v, op_bound(DT_F32));
     op_expect(test, "norm_fwd: y", n->y.t, n->y.v, op_bound(dtype));
+    check_one_row(test, n);
     if (n->residual) { /* sum may alias x */
         op_ok(op_norm_fwd(test->dev, n->y.t, n->x.t, n->stat.t, n->x.t, n->delta.t, n->w.t, n->b.t, eps));
         op_expect_exact(test, "norm_fwd: sum over x", n->x.t, n->x.v);

@@ -213,7 +213,7 @@ void test_op_grad_read(struct device *dev)
     for (int s = 0; s <= SIZES; s++) {
         struct op_test test = op_test_begin(dev, 100);
         const int64_t n = s < SIZES ? sizes[s] : 150001; /* several ranges that double */
-        int64_t *values = (int64_t *)op_doubles(&test, n);
+        int64_t *values = op_integers(&test, n);
         double *want = op_doubles(&test, n);
         fill_integers(&test, values, n);
         for (int64_t i = 0; i < n; i++)
@@ -307,7 +307,7 @@ static void add_square(uint64_t sum[4], int64_t x)
 static void check_sum_squares_fixed(struct op_test *test, int64_t n)
 {
     const int64_t base[4] = {5, -1, 7, 1000}; /* limbs of several ranks, not carried */
-    int64_t *values = (int64_t *)op_doubles(test, n);
+    int64_t *values = op_integers(test, n);
     uint64_t want[4] = {0};
     fill_integers(test, values, n);
     if (n > 3) values[2] = INT64_MIN;

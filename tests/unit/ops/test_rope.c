@@ -15,7 +15,8 @@ void test_op_rope_table(struct device *dev)
         const int64_t pairs = shapes[s][1];
         struct op_tensor table = op_values(&test, tensor_3d(NULL, DT_F32, shapes[s][0], pairs, 2), NULL);
         for (int64_t i = 0; i < shapes[s][0] * pairs; i++) {
-            const double angle = (double)(i / pairs) * pow(10000, -2.0 * (double)(i % pairs) / (2.0 * (double)pairs));
+            const int64_t position = i / pairs, pair = i % pairs;
+            const double angle = (double)position * pow(10000, -2.0 * (double)pair / (2.0 * (double)pairs));
             table.v[2 * i] = (double)(float)cos(angle);
             table.v[2 * i + 1] = (double)(float)sin(angle);
         }
