@@ -59,7 +59,7 @@ static void test_round_trip(void **state)
         assert_int_equal(fixture_save(&fix, split, step), 0);
         assert_int_equal(fixture_newest(&fix), step);
         fixture_path(&fix, step, NULL, folder);
-        for (int ranks = 1; ranks <= 5; ranks++) {
+        for (int ranks = 1; ranks <= 5; ranks += 2) {
             load_as(folder, 0, ranks, step);
             load_as(folder, 1, ranks, step);
         }
