@@ -10,7 +10,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { FIXTURE_VOCAB = 500, FIXTURE_EOS = 2, FIXTURE_TOKENIZER = 77, FIXTURE_PATH_BYTES = 512 };
+enum { FIXTURE_VOCAB = 500, FIXTURE_EOS = 2, FIXTURE_TOKENIZER = 77, FIXTURE_PATH_BYTES = 256 };
 
 /* Token i of the shard made with `salt`, when it ends no document. */
 static inline int32_t fixture_token(uint64_t salt, uint64_t i)

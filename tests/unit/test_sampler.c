@@ -51,7 +51,7 @@ static void permutation_is_uniform(void **state)
     enum { KEYS = 20000 };
     for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
         const int n = cases[c].n;
-        int *count = calloc((size_t)(n * n), sizeof *count);
+        int *count = calloc((size_t)n * (size_t)n, sizeof *count);
         assert_non_null(count);
         for (int key = 0; key < KEYS; key++) {
             for (int x = 0; x < n; x++)
@@ -81,7 +81,7 @@ static void epochs_cover_and_differ(void **state)
     struct sampler sampler;
     assert_int_equal(sampler_open(&sampler, 5, 1, sequences, weights), 0);
     /* A block of 65536 slots holds 65 whole epochs of 1000; slots are permuted, so take the block as a whole. */
-    int *count = calloc(66 * N, sizeof *count);
+    int *count = calloc((size_t)66 * N, sizeof *count);
     assert_non_null(count);
     for (int64_t i = 0; i < SAMPLER_BLOCK; i++) {
         const struct sample s = sampler_at(&sampler, i);

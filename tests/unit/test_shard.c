@@ -96,6 +96,25 @@ static void equal_documents_make_equal_files(void **state)
     (void)fclose(two);
 }
 
+/* Times would make files differ that hold the same. */
+static void objects_have_no_times(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"/", "/documents", "/checksums", "/tokens", "/documents/id", "/sources"};
+    assert_int_equal(fixture_write(path_of("times.h5"), 10, 1, FIXTURE_VOCAB), 0);
+    const hid_t file = H5Fopen(path_of("times.h5"), H5F_ACC_RDONLY, H5P_DEFAULT);
+    assert_true(file >= 0);
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        H5O_info_t info;
+        assert_true(H5Oget_info_by_name2(file, names[i], &info, H5O_INFO_TIME, H5P_DEFAULT) >= 0);
+        assert_int_equal(info.atime, 0);
+        assert_int_equal(info.mtime, 0);
+        assert_int_equal(info.ctime, 0);
+        assert_int_equal(info.btime, 0);
+    }
+    assert_true(H5Fclose(file) >= 0);
+}
+
 static void long_names_are_cut_and_stay_distinct(void **state)
 {
     (void)state;
@@ -258,6 +277,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_is_written_is_read),
         cmocka_unit_test(equal_documents_make_equal_files),
+        cmocka_unit_test(objects_have_no_times),
         cmocka_unit_test(long_names_are_cut_and_stay_distinct),
         cmocka_unit_test(every_flipped_bit_of_data_is_found),
         cmocka_unit_test(a_flipped_bit_of_structure_crashes_nothing),

@@ -4,74 +4,11 @@
 #include "data/shard.h"
 #include "err.h"
 
-#include <dirent.h>
 #include <errno.h>
-#include <fcntl.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-static int join_path(char **path, const char *folder, const char *name)
-{
-    const size_t bytes = (folder ? strlen(folder) : 0) + strlen(name) + 2;
-    *path = malloc(bytes);
-    if (!*path) FAIL(ERR_SYSTEM, "out of memory for a path");
-    if (folder) {
-        (void)snprintf(*path, bytes, "%s/%s", folder, name);
-    } else {
-        (void)snprintf(*path, bytes, "%s", name);
-    }
-    return 0;
-}
-
-int path_list_add(struct path_list *list, const char *folder, const char *name)
-{
-    if (list->n == list->capacity) {
-        const int capacity = 2 * list->capacity + 16;
-        char **path = realloc(list->path, (size_t)capacity * sizeof *path);
-        if (!path) FAIL(ERR_SYSTEM, "out of memory for %d paths", capacity);
-        list->path = path;
-        list->capacity = capacity;
-    }
-    TRY(join_path(&list->path[list->n], folder, name));
-    list->n++;
-    return 0;
-}
-
-static int compare_paths(const void *a, const void *b)
-{
-    return strcmp(*(char *const *)a, *(char *const *)b);
-}
-
-void path_list_sort(struct path_list *list)
-{
-    if (list->n > 1) qsort(list->path, (size_t)list->n, sizeof *list->path, compare_paths);
-}
-
-void path_list_free(struct path_list *list)
-{
-    for (int i = 0; i < list->n; i++)
-        free(list->path[i]);
-    free(list->path);
-    *list = (struct path_list){.path = NULL, .n = 0, .capacity = 0};
-}
-
-int path_list_folder(struct path_list *list, const char *folder)
-{
-    int rc = 0;
-    DIR *dir = opendir(folder);
-    if (!dir) FAIL(ERR_DATA, "cannot read the folder %s: %s", folder, strerror(errno));
-    for (const struct dirent *entry; (entry = readdir(dir)) != NULL;) {
-        if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0) continue;
-        TRY_GOTO(path_list_add(list, NULL, entry->d_name), done);
-    }
-    path_list_sort(list);
-done:
-    (void)closedir(dir);
-    return rc;
-}
 
 static int is_shard_name(const char *name)
 {
@@ -84,7 +21,7 @@ static int check_listed(const char *folder, const char *name, json_int_t bytes)
 {
     char *path = NULL;
     struct stat st;
-    TRY(join_path(&path, folder, name));
+    TRY(path_join(&path, folder, name));
     const int found = stat(path, &st) == 0;
     free(path);
     if (!found) {
@@ -152,7 +89,7 @@ int dataset_shards(struct path_list *shards, const char *path)
     if (!S_ISDIR(st.st_mode)) return path_list_add(shards, NULL, path);
     TRY(list_shards(shards, path));
     char *list_path = NULL;
-    TRY(join_path(&list_path, path, DATASET_LIST));
+    TRY(path_join(&list_path, path, DATASET_LIST));
     int rc = access(list_path, F_OK) == 0 ? compare_with_list(path, list_path, shards) : 0;
     free(list_path);
     if (rc == 0 && shards->n == 0) {
@@ -168,29 +105,11 @@ static int describe_shard(json_t *entries, const char *path)
     struct shard *shard = NULL;
     TRY(shard_open(&shard, path));
     const struct shard_info *info = shard_get_info(shard);
-    const char *name = strrchr(path, '/');
-    json_t *entry = json_pack("{s:s, s:I, s:I, s:I}", "file", name ? name + 1 : path, "bytes",
-                              (json_int_t)shard_file_bytes(shard), "tokens", (json_int_t)info->tokens, "documents",
-                              (json_int_t)info->documents);
+    json_t *entry =
+        json_pack("{s:s, s:I, s:I, s:I}", "file", path_name(path), "bytes", (json_int_t)shard_file_bytes(shard),
+                  "tokens", (json_int_t)info->tokens, "documents", (json_int_t)info->documents);
     shard_close(shard);
     if (!entry || json_array_append_new(entries, entry) != 0) FAIL(ERR_SYSTEM, "out of memory for %s", DATASET_LIST);
-    return 0;
-}
-
-static int write_text(const char *path, const char *text)
-{
-    const int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    const size_t bytes = strlen(text);
-    int failed = fd < 0;
-    for (size_t done = 0; !failed && done < bytes;) {
-        const ssize_t wrote = write(fd, text + done, bytes - done);
-        failed = wrote < 0;
-        done += failed ? 0 : (size_t)wrote;
-    }
-    failed = failed || fsync(fd) != 0;
-    const int reason = errno;
-    if (fd >= 0) (void)close(fd);
-    if (failed) FAIL(ERR_SYSTEM, "cannot write %s: %s", path, strerror(reason));
     return 0;
 }
 
@@ -206,10 +125,10 @@ int dataset_write_list(const char *folder, json_t *report)
     TRY_GOTO(list_shards(&shards, folder), done);
     for (int i = 0; i < shards.n; i++)
         TRY_GOTO(describe_shard(entries, shards.path[i]), done);
-    text = json_dumps(report, JSON_INDENT(1));
+    text = json_dumps(report, JSON_INDENT(1) | JSON_REAL_PRECISION(12));
     if (!text) FAIL_GOTO(done, ERR_SYSTEM, "out of memory for %s", DATASET_LIST);
-    TRY_GOTO(join_path(&path, folder, DATASET_LIST), done);
-    TRY_GOTO(write_text(path, text), done);
+    TRY_GOTO(path_join(&path, folder, DATASET_LIST), done);
+    TRY_GOTO(file_write_text(path, text), done);
 done:
     path_list_free(&shards);
     free(path);

@@ -5,26 +5,12 @@
 #ifndef TATARA_DATASET_H
 #define TATARA_DATASET_H
 
-#include <stdint.h>
+#include "data/files.h"
 
 #include <jansson.h>
 
 #define DATASET_LIST "dataset.json"
 #define DATASET_SUFFIX ".h5"
-
-/* Paths, each owned. Zero-initialised is empty. */
-struct path_list {
-    char **path;
-    int n, capacity;
-};
-
-/* Appends folder/name, or name alone when folder is NULL. */
-int path_list_add(struct path_list *list, const char *folder, const char *name);
-/* Sorts by bytes, so that the order is the same in every locale. */
-void path_list_sort(struct path_list *list);
-void path_list_free(struct path_list *list);
-/* The names in a folder, sorted, but for "." and "..". ERR_DATA when it cannot be read. */
-int path_list_folder(struct path_list *list, const char *folder);
 
 /* The shards of the dataset at `path`, in their order. ERR_DATA when there are none or the list does not agree. */
 int dataset_shards(struct path_list *shards, const char *path);

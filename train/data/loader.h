@@ -34,7 +34,7 @@ struct batch {
 
 /* Opens all shards (O(number of files)), checks them against tokenizer and vocabulary, starts the thread. ERR_DATA names
  * the file, the reason and the remedy. Not collective. */
-int loader_open(struct loader **loader, const struct loader_options *options);
+int loader_open(struct loader **out, const struct loader_options *options);
 /* From here on loader_next gives this rank's micro-batches of `step` (counted from 0), then of step + 1, … Allowed at any
  * time, also after an error: what follows is what a fresh loader would give. Invalidates the last batch. */
 int loader_seek(struct loader *loader, int64_t step);

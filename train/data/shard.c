@@ -195,7 +195,7 @@ static int read_sums(struct shard *shard, hid_t file, enum shard_array_kind kind
         FAIL(ERR_DATA, "%s: %s has %" PRIu64 " checksums, not one a block; " REMEDY, shard->path, name,
              array->blocks);
     }
-    shard->checked[kind] = calloc(array->blocks, 1);
+    shard->checked[kind] = calloc(array->blocks + 1, 1);
     if (!shard->checked[kind])
         FAIL(ERR_SYSTEM, "%s: out of memory for %" PRIu64 " blocks", shard->path, array->blocks);
     return 0;

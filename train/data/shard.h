@@ -50,7 +50,7 @@ struct shard_label {
 struct shard;
 
 /* Opens a shard and checks its header, its structure and its size. ERR_DATA names the file, the reason and the remedy. */
-int shard_open(struct shard **shard, const char *path);
+int shard_open(struct shard **out, const char *path);
 void shard_close(struct shard *shard);
 const char *shard_path(const struct shard *shard);
 const struct shard_info *shard_get_info(const struct shard *shard);
@@ -70,7 +70,7 @@ int shard_verify(struct shard *shard);
 struct shard_builder;
 
 /* An empty shard in memory, for tokens of a tokenizer with this vocabulary. */
-int shard_builder_open(struct shard_builder **builder, uint64_t vocab_size, uint64_t eos, uint64_t tokenizer_id);
+int shard_builder_open(struct shard_builder **out, uint64_t vocab_size, uint64_t eos, uint64_t tokenizer_id);
 void shard_builder_close(struct shard_builder *builder);
 /* Appends a document of n ≥ 1 tokens (EOS included), made from text_bytes of text. */
 int shard_builder_add(struct shard_builder *builder, const int32_t *tokens, uint64_t n, uint64_t text_bytes,

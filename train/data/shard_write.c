@@ -6,11 +6,11 @@
 #include "data/shard.h"
 
 #include "data/buffer.h"
+#include "data/files.h"
 #include "data/shard_format.h"
 #include "err.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <jansson.h>
 #include <libgen.h>
@@ -227,17 +227,16 @@ static herr_t write_list(hid_t file, const char *name, hid_t type, uint64_t rows
     herr_t status = -1;
     const hsize_t size = rows;
     const hid_t space = H5Screate_simple(1, &size, NULL);
-    const hid_t create = H5Pcreate(H5P_DATASET_CREATE), link = H5Pcreate(H5P_LINK_CREATE);
-    if (type >= 0 && space >= 0 && create >= 0 && link >= 0 && H5Pset_create_intermediate_group(link, 1) >= 0 &&
-        H5Pset_obj_track_times(create, 0) >= 0 && H5Pset_layout(create, H5D_CONTIGUOUS) >= 0 &&
-        H5Pset_alloc_time(create, H5D_ALLOC_TIME_EARLY) >= 0 && H5Pset_fill_time(create, H5D_FILL_TIME_NEVER) >= 0) {
-        const hid_t set = H5Dcreate2(file, name, type, space, link, create, H5P_DEFAULT);
+    const hid_t create = H5Pcreate(H5P_DATASET_CREATE);
+    if (type >= 0 && space >= 0 && create >= 0 && H5Pset_obj_track_times(create, 0) >= 0 &&
+        H5Pset_layout(create, H5D_CONTIGUOUS) >= 0 && H5Pset_alloc_time(create, H5D_ALLOC_TIME_EARLY) >= 0 &&
+        H5Pset_fill_time(create, H5D_FILL_TIME_NEVER) >= 0) {
+        const hid_t set = H5Dcreate2(file, name, type, space, H5P_DEFAULT, create, H5P_DEFAULT);
         if (set >= 0) {
             status = H5Dwrite(set, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, data);
             if (H5Dclose(set) < 0) status = -1;
         }
     }
-    if (link >= 0) (void)H5Pclose(link);
     if (create >= 0) (void)H5Pclose(create);
     if (space >= 0) (void)H5Sclose(space);
     if (type >= 0) (void)H5Tclose(type);
@@ -260,9 +259,26 @@ static herr_t write_attribute(hid_t file, const char *name, hid_t type, const vo
     return status;
 }
 
+/* The groups, and like all objects here without times. Negative on failure. */
+static herr_t make_groups(hid_t file)
+{
+    static const char *const names[] = {"/documents", "/checksums"};
+    herr_t status = -1;
+    const hid_t create = H5Pcreate(H5P_GROUP_CREATE);
+    if (create < 0) return -1;
+    if (H5Pset_obj_track_times(create, 0) >= 0) status = 0;
+    for (int i = 0; i < 2 && status >= 0; i++) {
+        const hid_t group = H5Gcreate2(file, names[i], H5P_DEFAULT, create, H5P_DEFAULT);
+        status = group < 0 ? -1 : H5Gclose(group);
+    }
+    (void)H5Pclose(create);
+    return status;
+}
+
 static herr_t write_image(hid_t file, const struct shard_info *info, const struct image *image)
 {
-    herr_t status = write_attribute(file, "format", shard_text_type(sizeof SHARD_FORMAT), SHARD_FORMAT);
+    herr_t status = make_groups(file);
+    if (status >= 0) status = write_attribute(file, "format", shard_text_type(sizeof SHARD_FORMAT), SHARD_FORMAT);
 #define X(name) \
     if (status >= 0) status = write_attribute(file, #name, H5Tcopy(H5T_STD_U64LE), &info->name);
     SHARD_COUNTS(X)
@@ -286,16 +302,6 @@ static herr_t write_image(hid_t file, const struct shard_info *info, const struc
     return status;
 }
 
-static int sync_path(const char *path, int flags)
-{
-    const int fd = open(path, flags | O_CLOEXEC);
-    const int failed = fd < 0 || fsync(fd) != 0;
-    const int reason = errno;
-    if (fd >= 0) (void)close(fd);
-    if (failed) FAIL(ERR_SYSTEM, "cannot sync %s to disk: %s", path, strerror(reason));
-    return 0;
-}
-
 static int check_space(const char *folder, uint64_t bytes)
 {
     struct statvfs fs;
@@ -313,8 +319,11 @@ static int write_file(const struct shard_info *info, const struct image *image, 
 {
     shard_hdf5_start();
     errno = 0;
-    const hid_t access = shard_file_access();
-    const hid_t file = access < 0 ? H5I_INVALID_HID : H5Fcreate(path, H5F_ACC_TRUNC, H5P_DEFAULT, access);
+    const hid_t access = shard_file_access(), create = H5Pcreate(H5P_FILE_CREATE);
+    hid_t file = H5I_INVALID_HID;
+    if (access >= 0 && create >= 0 && H5Pset_obj_track_times(create, 0) >= 0) {
+        file = H5Fcreate(path, H5F_ACC_TRUNC, create, access);
+    }
     herr_t status = file < 0 ? -1 : write_image(file, info, image);
     int reason = errno;
     if (file >= 0 && H5Fclose(file) < 0) {
@@ -322,6 +331,7 @@ static int write_file(const struct shard_info *info, const struct image *image, 
         reason = errno;
     }
     if (access >= 0) (void)H5Pclose(access);
+    if (create >= 0) (void)H5Pclose(create);
     if (status < 0) {
         FAIL(ERR_SYSTEM, "cannot write the shard %s: %s; make room there or choose another folder", path,
              reason != 0 ? strerror(reason) : "HDF5 failed");
@@ -344,11 +354,11 @@ static int write_whole(const struct shard_builder *builder, const struct image *
 {
     TRY(check_space(folder, image->bytes));
     TRY(write_file(&builder->info, image, temporary));
-    TRY(sync_path(temporary, O_RDWR));
+    TRY(file_sync(temporary));
     TRY(verify_file(temporary));
     if (rename(temporary, path) != 0)
         FAIL(ERR_SYSTEM, "cannot rename %s to %s: %s", temporary, path, strerror(errno));
-    return sync_path(folder, O_RDONLY);
+    return file_sync(folder);
 }
 
 int shard_builder_write(struct shard_builder *builder, const char *path)

@@ -1,0 +1,96 @@
+/* Paths, folders and files (see files.h). */
+#include "data/files.h"
+
+#include "err.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+int path_join(char **path, const char *folder, const char *name)
+{
+    const size_t bytes = (folder ? strlen(folder) : 0) + strlen(name) + 2;
+    *path = malloc(bytes);
+    if (!*path) FAIL(ERR_SYSTEM, "out of memory for a path");
+    (void)snprintf(*path, bytes, "%s%s%s", folder ? folder : "", folder ? "/" : "", name);
+    return 0;
+}
+
+const char *path_name(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    return slash ? slash + 1 : path;
+}
+
+int path_list_add(struct path_list *list, const char *folder, const char *name)
+{
+    if (list->n == list->capacity) {
+        const int capacity = 2 * list->capacity + 16;
+        char **path = realloc(list->path, (size_t)capacity * sizeof *path);
+        if (!path) FAIL(ERR_SYSTEM, "out of memory for %d paths", capacity);
+        list->path = path;
+        list->capacity = capacity;
+    }
+    TRY(path_join(&list->path[list->n], folder, name));
+    list->n++;
+    return 0;
+}
+
+static int compare_paths(const void *a, const void *b)
+{
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+int path_list_folder(struct path_list *list, const char *folder)
+{
+    int rc = 0;
+    const int before = list->n;
+    DIR *dir = opendir(folder);
+    if (!dir) FAIL(ERR_DATA, "cannot read the folder %s: %s", folder, strerror(errno));
+    for (const struct dirent *entry; (entry = readdir(dir)) != NULL;) {
+        if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0) continue;
+        TRY_GOTO(path_list_add(list, NULL, entry->d_name), done);
+    }
+    if (list->n > before) {
+        qsort(list->path + before, (size_t)(list->n - before), sizeof *list->path, compare_paths);
+    }
+done:
+    (void)closedir(dir);
+    return rc;
+}
+
+void path_list_free(struct path_list *list)
+{
+    for (int i = 0; i < list->n; i++)
+        free(list->path[i]);
+    free(list->path);
+    *list = (struct path_list){.path = NULL, .n = 0, .capacity = 0};
+}
+
+int file_sync(const char *path)
+{
+    const int fd = open(path, O_RDONLY | O_CLOEXEC);
+    const bool failed = fd < 0 || fsync(fd) != 0;
+    const int reason = errno;
+    if (fd >= 0) (void)close(fd);
+    if (failed) FAIL(ERR_SYSTEM, "cannot sync %s to disk: %s", path, strerror(reason));
+    return 0;
+}
+
+int file_write_text(const char *path, const char *text)
+{
+    FILE *file = fopen(path, "w");
+    bool failed = !file || fputs(text, file) == EOF;
+    int reason = errno;
+    if (file && fclose(file) != 0 && !failed) {
+        failed = true;
+        reason = errno;
+    }
+    if (failed) FAIL(ERR_SYSTEM, "cannot write %s: %s", path, strerror(reason));
+    return file_sync(path);
+}
