@@ -1,0 +1,25 @@
+/* Options of a subcommand, from one table: what is parsed is what --help says. */
+#ifndef TATARA_ARGS_H
+#define TATARA_ARGS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+enum arg_kind { ARG_FLAG, ARG_TEXT, ARG_INT, ARG_NUM };
+
+struct arg {
+    const char *name;  /* without the dashes */
+    const char *value; /* what its value is called in the help; NULL for a flag */
+    enum arg_kind kind;
+    void *out;       /* bool, const char *, int64_t or double, by kind; holds the default before */
+    double min, max; /* of a number */
+    const char *help;
+};
+
+/* Reads "--name value", "--name=value" and flags; moves the other words to the front of argv, in order, and counts them.
+ * "--" ends the options. ERR_USAGE names the option and what it would take, and `command`, whose --help says more. */
+int args_parse(const struct arg *args, int n, const char *command, int argc, char **argv, int *words);
+/* A line for each option, on stdout. */
+void args_help(const struct arg *args, int n);
+
+#endif

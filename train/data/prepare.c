@@ -1,0 +1,295 @@
+/* `tatara prepare` (see prepare.h): options, division of the work, agreement of the ranks, report. */
+#include "data/prepare.h"
+
+#include "data/args.h"
+#include "data/dataset.h"
+#include "data/prepare_work.h"
+#include "err.h"
+#include "log.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+/* Without --shard-tokens: groups of a 256th of the text, so that many ranks find work, within these bounds. */
+#define GROUP_BYTES_MIN ((uint64_t)16 << 20)
+#define GROUP_BYTES_MAX ((uint64_t)512 << 20)
+#define SHARD_TOKENS_MAX ((int64_t)1 << 28)
+#define USUAL_BYTES_PER_TOKEN 4
+
+struct options {
+    const char *tokenizer, *out, *valid_out, *text_key, *id_key, *source, *licence, *language, *documents;
+    double valid_fraction;
+    int64_t max_document_bytes, shard_tokens, threads;
+    bool overwrite, help;
+};
+
+enum { OPTIONS = 15 };
+
+static void describe_options(struct options *o, struct arg args[OPTIONS])
+{
+    const struct arg all[OPTIONS] = {
+        {"tokenizer", "FILE", ARG_TEXT, &o->tokenizer, 0, 0, "SentencePiece model; it must have an EOS token"},
+        {"out", "DIR", ARG_TEXT, &o->out, 0, 0, "folder to make, with the shards"},
+        {"valid-out", "DIR", ARG_TEXT, &o->valid_out, 0, 0, "folder to make, with documents held out from --out"},
+        {"valid-fraction", "X", ARG_NUM, &o->valid_fraction, 0, 1,
+         "share of documents held out, chosen by a hash of the id (0.01)"},
+        {"documents", "WHAT", ARG_TEXT, &o->documents, 0, 0,
+         "what is a document in a text file: file, line or blank-line (file)"},
+        {"text-key", "KEY", ARG_TEXT, &o->text_key, 0, 0, "field of JSONL that holds the text (text)"},
+        {"id-key", "KEY", ARG_TEXT, &o->id_key, 0, 0, "field of JSONL that holds the id (id)"},
+        {"source", "NAME", ARG_TEXT, &o->source, 0, 0,
+         "source of documents that name none (the input's name, without endings)"},
+        {"licence", "NAME", ARG_TEXT, &o->licence, 0, 0, "licence of documents that name none (unknown)"},
+        {"language", "NAME", ARG_TEXT, &o->language, 0, 0, "language of documents that name none (unknown)"},
+        {"max-document-bytes", "N", ARG_INT, &o->max_document_bytes, 1, 1e9,
+         "larger documents are dropped and counted (8388608)"},
+        {"shard-tokens", "N", ARG_INT, &o->shard_tokens, 1, 1e12,
+         "about so many tokens a shard (by the size of the input)"},
+        {"threads", "N", ARG_INT, &o->threads, 1, 4096, "threads of a rank (this rank's share of the cores)"},
+        {"overwrite", NULL, ARG_FLAG, &o->overwrite, 0, 0, "replace shards that are in the folders"},
+        {"help", NULL, ARG_FLAG, &o->help, 0, 0, "this text"},
+    };
+    memcpy(args, all, sizeof all);
+}
+
+static void print_help(const struct arg *args)
+{
+    puts(
+        "usage: tatara prepare --tokenizer FILE --out DIR [options] INPUT...\n"
+        "\n"
+        "Turns text into token shards, on all ranks of mpirun and all their threads; the result is the same on any\n"
+        "number of them. INPUT is a file, a folder (all .txt, .text, .md, .jsonl, .ndjson and .json in it and below) "
+        "or a\n"
+        "pattern in quotes; each may be compressed (.gz, .zst). A line of JSONL is an object with text, and if it "
+        "has\n"
+        "them id, source, licence and language. Documents that cannot be used are counted and reported by reason.\n");
+    args_help(args, OPTIONS);
+}
+
+static int parse_split(const char *word, enum source_split *split)
+{
+    static const char *const words[] = {"file", "line", "blank-line"};
+    for (int i = 0; i < 3; i++) {
+        if (strcmp(word, words[i]) != 0) continue;
+        *split = (enum source_split)i;
+        return 0;
+    }
+    FAIL(ERR_USAGE, "--documents takes file, line or blank-line, not \"%s\"", word);
+}
+
+static int check_options(const struct options *o, int inputs)
+{
+    const char *missing = !o->tokenizer ? "--tokenizer FILE" : !o->out ? "--out DIR" : inputs == 0 ? "INPUT" : NULL;
+    if (missing) FAIL(ERR_USAGE, "%s is missing; see `tatara prepare --help`", missing);
+    if (o->valid_out && strcmp(o->valid_out, o->out) == 0) {
+        FAIL(ERR_USAGE, "--out and --valid-out are the same folder, %s; give two", o->out);
+    }
+    if (o->valid_out && !(o->valid_fraction > 0 && o->valid_fraction < 1)) {
+        FAIL(ERR_USAGE, "--valid-fraction %g: with --valid-out it lies between 0 and 1", o->valid_fraction);
+    }
+    return 0;
+}
+
+/* Everything that a rank can find out alone: options, tokenizer, inputs and their division. */
+static int plan_work(struct prepare_work *work, const struct options *o, struct output *outputs, int inputs,
+                     char **input)
+{
+    TRY(check_options(o, inputs));
+    TRY(parse_split(o->documents, &work->text_split));
+    TRY(output_name(&outputs[0], o->out));
+    if (o->valid_out) TRY(output_name(&outputs[1], o->valid_out));
+    TRY(tokenizer_open(&work->tokenizer, o->tokenizer));
+    const int32_t eos = tokenizer_eos(work->tokenizer);
+    if (eos < 0)
+        FAIL(ERR_DATA, "%s has no EOS token; train the tokenizer with one (spm_train --eos_id=2)", o->tokenizer);
+    work->rules = (struct document_rules){.text_key = o->text_key,
+                                          .id_key = o->id_key,
+                                          .source = o->source,
+                                          .licence = o->licence,
+                                          .language = o->language,
+                                          .max_bytes = (uint64_t)o->max_document_bytes,
+                                          .eos = eos};
+    work->valid_fraction = o->valid_out ? o->valid_fraction : 0;
+    for (int i = 0; i < inputs; i++)
+        TRY(source_add(work->list, input[i]));
+    uint64_t bytes = source_text_bytes(work->list) / 256;
+    bytes = bytes < GROUP_BYTES_MIN ? GROUP_BYTES_MIN : bytes > GROUP_BYTES_MAX ? GROUP_BYTES_MAX : bytes;
+    work->group_bytes = o->shard_tokens > 0 ? (uint64_t)o->shard_tokens * USUAL_BYTES_PER_TOKEN : bytes;
+    work->shard_tokens = o->shard_tokens > 0 ? o->shard_tokens : SHARD_TOKENS_MAX;
+    return source_divide(work->list, work->text_split, work->group_bytes);
+}
+
+/* All ranks must divide the same files. Collective. */
+static int check_same_inputs(struct comm *comm, const struct source_list *list)
+{
+    const int64_t hash = (int64_t)(source_fingerprint(list) >> 1);
+    int64_t extremes[] = {hash, -hash};
+    TRY(comm_max_i64(comm, extremes, 2));
+    int rc = 0;
+    if (extremes[0] != -extremes[1]) {
+        rc = err_raise(ERR_DATA, __FILE__, __LINE__,
+                       "the ranks see different input files; put them where every node sees the same");
+    }
+    return comm_agree(comm, rc);
+}
+
+static int begin_outputs(struct output *outputs, bool overwrite)
+{
+    for (int side = 0; side < 2; side++) {
+        if (!outputs[side].final) continue;
+        TRY(output_check(&outputs[side], overwrite));
+        TRY(output_begin(&outputs[side]));
+    }
+    return output_check(&outputs[0], overwrite); /* the second must not lie within the first */
+}
+
+/* Lets the other ranks know that this one failed, so that they stop soon. */
+static void leave_failed(const struct output *output)
+{
+    struct err_record error;
+    char *path = NULL;
+    err_take(&error, 1);
+    if (path_join(&path, output->partial, OUTPUT_FAILED) == 0) (void)file_write_text(path, "a rank failed\n");
+    free(path);
+    (void)err_give(&error);
+}
+
+static int check_counts(const struct prepare_counts *counts, const struct options *o)
+{
+    int64_t dropped = 0;
+    for (int d = 0; d < DROPS; d++)
+        dropped += counts->dropped[d];
+    if (counts->documents[0] == 0) {
+        FAIL(ERR_DATA,
+             "no document is left for %s: %" PRId64 " were dropped, %" PRId64 " held out; the first inputs' "
+             "fields and encoding are the place to look (--text-key %s)",
+             o->out, dropped, counts->documents[1], o->text_key);
+    }
+    if (o->valid_out && counts->documents[1] == 0) {
+        FAIL(ERR_DATA, "none of %" PRId64 " documents fell into the held-out part; raise --valid-fraction %g",
+             counts->documents[0], o->valid_fraction);
+    }
+    return 0;
+}
+
+/* What dataset.json says of how the dataset was made. */
+static json_t *make_report(const struct prepare_work *work, const struct options *o, int side, int inputs,
+                           char **input)
+{
+    char id[17];
+    const struct prepare_counts *c = &work->counts;
+    json_t *dropped = json_object(), *names = json_array();
+    for (int d = 0; d < DROPS; d++)
+        (void)json_object_set_new(dropped, drop_name((enum drop)d), json_integer(c->dropped[d]));
+    for (int i = 0; i < inputs; i++)
+        (void)json_array_append_new(names, json_string(input[i]));
+    (void)snprintf(id, sizeof id, "%016" PRIx64, tokenizer_id(work->tokenizer));
+    return json_pack("{s:s, s:s, s:s, s:I, s:I, s:I, s:b, s:f, s:o, s:o}", "format", "tatara-dataset", "tokenizer",
+                     o->tokenizer, "tokenizer_id", id, "documents", (json_int_t)c->documents[side], "tokens",
+                     (json_int_t)c->tokens[side], "text_bytes", (json_int_t)c->text_bytes[side], "held_out", side,
+                     "valid_fraction", work->valid_fraction, "inputs", names, "dropped_from_inputs", dropped);
+}
+
+static int commit_outputs(const struct prepare_work *work, const struct options *o, struct output *outputs,
+                          int inputs, char **input)
+{
+    TRY(check_counts(&work->counts, o));
+    for (int side = 1; side >= 0; side--) {
+        if (!outputs[side].final) continue;
+        json_t *report = make_report(work, o, side, inputs, input);
+        const int rc = report
+                           ? output_commit(&outputs[side], report)
+                           : err_raise(ERR_DATA, __FILE__, __LINE__, "a name of an input or tokenizer is not UTF-8");
+        json_decref(report);
+        TRY(rc);
+    }
+    return 0;
+}
+
+static void print_report(const struct prepare_work *work, const struct output *outputs, double elapsed_s)
+{
+    const struct prepare_counts *c = &work->counts;
+    const int64_t documents = c->documents[0] + c->documents[1], tokens = c->tokens[0] + c->tokens[1];
+    const double bytes = (double)(c->text_bytes[0] + c->text_bytes[1]);
+    int64_t dropped = 0;
+    for (int d = 0; d < DROPS; d++)
+        dropped += c->dropped[d];
+    printf("%" PRId64 " documents of %d files: %" PRId64 " tokens, %.2f bytes/token, %.0f tokens/s in %.1f s\n",
+           documents, work->list->files, tokens, bytes / (double)tokens, (double)tokens / elapsed_s, elapsed_s);
+    printf("%" PRId64 " documents dropped%s", dropped, dropped ? ":" : "\n");
+    for (int d = 0, shown = 0; d < DROPS; d++) {
+        if (c->dropped[d] == 0) continue;
+        printf("%s %" PRId64 " %s", shown++ ? "," : "", c->dropped[d], drop_name((enum drop)d));
+    }
+    if (dropped) printf("\n");
+    if (work->list->skipped > 0) {
+        printf("%" PRId64 " files in folders passed over, their names not those of text: %s%s\n", work->list->skipped,
+               work->list->skipped_name, work->list->skipped > 1 ? ", ..." : "");
+    }
+    for (int side = 0; side < 2; side++) {
+        if (!outputs[side].final) continue;
+        printf("wrote %s: %" PRId64 " shards, %" PRId64 " documents, %" PRId64 " tokens%s\n", outputs[side].final,
+               c->shards[side], c->documents[side], c->tokens[side], side == 1 ? ", held out" : "");
+    }
+}
+
+static double now_s(void)
+{
+    struct timespec t;
+    (void)clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* From the plan to the folders under their names. Collective. */
+static int make_dataset(struct comm *comm, struct prepare_work *work, const struct options *o, struct output *outputs,
+                        int inputs, char **input)
+{
+    const double begin_s = now_s();
+    TRY(comm_agree(comm, plan_work(work, o, outputs, inputs, input)));
+    TRY(check_same_inputs(comm, work->list));
+    TRY(comm_agree(comm, comm->rank == 0 ? begin_outputs(outputs, o->overwrite) : 0));
+    const int rc = prepare_run(work);
+    if (rc != 0) leave_failed(&outputs[0]);
+    TRY(comm_agree(comm, rc));
+    _Static_assert(sizeof work->counts % sizeof(int64_t) == 0, "counts are summed as a list");
+    void *counts = &work->counts;
+    TRY(comm_sum_i64(comm, counts, (int)(sizeof work->counts / sizeof(int64_t))));
+    TRY(comm_agree(comm, comm->rank == 0 ? commit_outputs(work, o, outputs, inputs, input) : 0));
+    if (comm->rank == 0) print_report(work, outputs, now_s() - begin_s);
+    return 0;
+}
+
+int prepare_command(struct comm *comm, int argc, char **argv)
+{
+    struct options o = {.text_key = "text",
+                        .id_key = "id",
+                        .licence = "unknown",
+                        .language = "unknown",
+                        .documents = "file",
+                        .valid_fraction = 0.01,
+                        .max_document_bytes = 8 << 20,
+                        .threads = comm->cores};
+    struct arg args[OPTIONS];
+    int inputs = 0;
+    describe_options(&o, args);
+    TRY(comm_agree(comm, args_parse(args, OPTIONS, "prepare", argc, argv, &inputs)));
+    if (o.help) {
+        if (comm->rank == 0) print_help(args);
+        return 0;
+    }
+    struct source_list list = {.file = NULL};
+    struct output outputs[2] = {{.final = NULL}, {.final = NULL}};
+    struct prepare_work work = {
+        .list = &list, .outputs = outputs, .threads = (int)o.threads, .rank = comm->rank, .ranks = comm->ranks};
+    const int rc = make_dataset(comm, &work, &o, outputs, inputs, argv);
+    for (int side = 0; side < 2; side++) {
+        output_discard(&outputs[side]);
+        output_free(&outputs[side]);
+    }
+    tokenizer_close(work.tokenizer);
+    source_free(&list);
+    return rc;
+}

@@ -1,0 +1,71 @@
+/* The inputs of `tatara prepare`: which files, how they are divided into work, and the records in them.
+ *
+ * Invariant: files, their order and the division depend on the inputs alone, never on ranks or threads. Threads: a
+ * reader belongs to one thread at a time; the list is only read once it is made. */
+#ifndef TATARA_SOURCE_H
+#define TATARA_SOURCE_H
+
+#include "data/buffer.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+/* What one record is. JSONL files are always read by line. */
+enum source_split { SPLIT_FILE, SPLIT_LINE, SPLIT_BLANK_LINE };
+
+struct source_file {
+    char *path;
+    char *name;   /* the input's last part, and what lies below it: names documents that have no id */
+    char *origin; /* the input's last part without its endings: the source of documents that name none */
+    uint64_t bytes;
+    bool jsonl;
+};
+
+/* A part of a file: the records that begin in [begin, end) of its text. Whole files end at UINT64_MAX. */
+struct source_unit {
+    int file;
+    uint64_t begin, end;
+    uint64_t file_bytes; /* to be read, before decompression */
+};
+
+struct source_list {
+    struct source_file *file;
+    int files, file_capacity;
+    struct source_unit *unit;
+    int units, unit_capacity;
+    int64_t skipped;    /* files in folders whose ending is not known */
+    char *skipped_name; /* the first of them */
+};
+
+/* Adds a file, all text in a folder and below it, or what a pattern matches. ERR_DATA when there is nothing. */
+int source_add(struct source_list *list, const char *input);
+/* Divides all files: those that can be read from the middle into parts of about part_bytes. */
+int source_divide(struct source_list *list, enum source_split text_split, uint64_t part_bytes);
+/* All bytes, compressed ones counted as the text that they usually hold. */
+uint64_t source_text_bytes(const struct source_list *list);
+/* The same for one unit. */
+uint64_t source_unit_text_bytes(const struct source_list *list, const struct source_unit *unit);
+/* XXH3 over the files' names and sizes: ranks that see other files get another number. */
+uint64_t source_fingerprint(const struct source_list *list);
+void source_free(struct source_list *list);
+
+/* A record as it stands in the file. */
+struct record {
+    struct buffer text;
+    uint64_t offset; /* of its first byte in the file's text */
+    int64_t line;    /* from 1; 0: not known, because reading began in the middle */
+    bool too_large;  /* longer than the limit; text is not all of it */
+};
+
+struct source_reader;
+
+/* Reads the records of a unit, each of at most max_bytes. */
+int source_reader_open(struct source_reader **out, const struct source_list *list, const struct source_unit *unit,
+                       enum source_split text_split, uint64_t max_bytes);
+/* The next record into `record`, whose text is written over; *end when there is none. */
+int source_reader_next(struct source_reader *reader, struct record *record, bool *end);
+/* Bytes read from the file so far, before decompression. */
+uint64_t source_reader_file_bytes(const struct source_reader *reader);
+void source_reader_close(struct source_reader *reader);
+
+#endif
