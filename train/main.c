@@ -7,6 +7,7 @@
 #include "log.h"
 #include "run.h"
 
+#include <hdf5.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -65,6 +66,8 @@ static int dispatch(struct comm *comm, int argc, char **argv)
 int main(int argc, char **argv)
 {
     struct comm comm;
+    /* After a close that failed on a full disk, HDF5's own clean-up at exit would crash; it must be told beforehand. */
+    if (H5dont_atexit() < 0) return ERR_SYSTEM;
     int rc = comm_open(&comm, &argc, &argv);
     if (rc == 0) {
         log_set_rank(comm.rank, comm.ranks);
