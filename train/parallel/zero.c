@@ -13,6 +13,8 @@
 #define SCALE_ELEMENT_BITS 52
 /* Before the first step nothing is known: gradients of a freshly initialised model have a norm of this order. */
 #define SCALE_FIRST_NORM 4.0
+/* Initial weights are made in pieces of so many, because the buffer that they pass through is in no plan. */
+#define INIT_ELEMS ((int64_t)1 << 18)
 
 double zero_scale_for(double norm)
 {
@@ -82,22 +84,30 @@ void zero_close(struct zero *z)
     *z = (struct zero){0};
 }
 
+/* Initial master weights of a unit, through the host buffer. */
+static int init_unit(struct zero *z, int unit, float *buffer)
+{
+    int64_t begin = 0, n = 0;
+    zero_part(z, unit, &begin, &n);
+    for (int64_t at = 0; at < n; at += INIT_ELEMS) {
+        const int64_t elems = n - at < INIT_ELEMS ? n - at : INIT_ELEMS;
+        const struct tensor part = tensor_range(z->master[unit], at, elems);
+        params_init(z->params, unit, begin + at, begin + at + elems, buffer);
+        TRY(z->dev->table->upload(z->dev, part.data, buffer, tensor_bytes(part)));
+    }
+    return 0;
+}
+
 int zero_init(struct zero *z)
 {
     int rc = 0;
-    float *values = NULL;
-    for (int u = 0; u < z->params->n_units; u++) {
-        int64_t begin = 0, n = 0;
-        zero_part(z, u, &begin, &n);
-        free(values);
-        values = malloc((size_t)n * sizeof *values);
-        if (!values) FAIL_GOTO(done, ERR_SYSTEM, "out of memory for initial weights (%lld)", (long long)n);
-        params_init(z->params, u, begin, begin + n, values);
-        TRY_GOTO(z->dev->table->upload(z->dev, z->master[u].data, values, (size_t)n * sizeof *values), done);
-    }
+    float *buffer = malloc(INIT_ELEMS * sizeof *buffer);
+    if (!buffer) FAIL(ERR_SYSTEM, "out of memory for %lld initial weights", (long long)INIT_ELEMS);
+    for (int u = 0; u < z->params->n_units; u++)
+        TRY_GOTO(init_unit(z, u, buffer), done);
     TRY_GOTO(zero_gather(z), done);
 done:
-    free(values);
+    free(buffer);
     return rc;
 }
 
