@@ -55,8 +55,8 @@ static int print_plan(const struct config *cfg, int64_t vocab_size, int ranks, s
            (long long)(cfg->batch.global / cfg->batch.micro), ranks, ranks == 1 ? "" : "s");
     printf("whole run       %.3g tokens in %lld steps\n\n",
            (double)cfg->run.steps * (double)(cfg->batch.global * cfg->model.seq_len), (long long)cfg->run.steps);
-    printf("memory of one rank, MiB (ZeRO stage %lld, %s)\n", (long long)cfg->parallel.zero,
-           cfg->precision.compute == COMPUTE_BF16 ? "bf16" : "fp32");
+    printf("memory of one rank, MiB (ZeRO stage %lld, %s, %d thread%s)\n", (long long)cfg->parallel.zero,
+           cfg->precision.compute == COMPUTE_BF16 ? "bf16" : "fp32", dev->threads, dev->threads == 1 ? "" : "s");
     for (int kind = 0; kind < ARENA_KINDS; kind++) {
         printf("  %-14s %12.1f\n", arena_kind_name((enum arena_kind)kind), (double)measure.by_kind[kind] / MIB);
     }
