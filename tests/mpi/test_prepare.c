@@ -453,6 +453,7 @@ static void a_dataset_that_changed_is_refused(void **state)
     assert_int_equal(PREPARE(out, "--shard-tokens", "4000", CORPUS), 0);
     if (comm.rank != 0) return;
     assert_int_equal(show(out, "--verify", ""), 0);
+    assert_int_equal(show(out, "--entropy", ""), 0);
     assert_int_equal(show(out, "--sample", "2"), ERR_USAGE);
     struct path_list shards = {.path = NULL};
     assert_int_equal(dataset_shards(&shards, out), 0);

@@ -10,16 +10,17 @@
 #include "log.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { OPTIONS = 4, SAMPLE_TOKENS_MAX = 400 };
+enum { OPTIONS = 5, SAMPLE_TOKENS_MAX = 400, COUNT_TOKENS = 65536 };
 
 struct options {
     const char *tokenizer;
     int64_t sample;
-    bool verify, help;
+    bool verify, entropy, help;
 };
 
 /* What is counted of a dataset. */
@@ -173,6 +174,52 @@ done:
     return rc;
 }
 
+/* Adds the shard's tokens to counts[vocab_size]; tokens[COUNT_TOKENS] is scratch. */
+static int count_tokens(struct shard *shard, uint64_t vocab_size, uint64_t *counts, int32_t *tokens)
+{
+    const uint64_t all = shard_get_info(shard)->tokens;
+    for (uint64_t begin = 0; begin < all; begin += COUNT_TOKENS) {
+        const uint64_t n = all - begin < COUNT_TOKENS ? all - begin : COUNT_TOKENS;
+        TRY(shard_read(shard, begin, n, tokens));
+        for (uint64_t i = 0; i < n; i++) {
+            if (tokens[i] < 0 || (uint64_t)tokens[i] >= vocab_size) {
+                FAIL(ERR_DATA, "%s: token %" PRId32 " is not in its vocabulary of %" PRIu64, shard_path(shard),
+                     tokens[i], vocab_size);
+            }
+            counts[tokens[i]]++;
+        }
+    }
+    return 0;
+}
+
+/* Prints the entropy of single tokens: the loss of a model that knows how frequent each is and nothing of the context. */
+static int show_entropy(const struct path_list *shards, const struct totals *totals)
+{
+    int rc = 0;
+    struct shard *shard = NULL;
+    double entropy = 0;
+    const uint64_t vocab_size = totals->first.vocab_size;
+    uint64_t *counts = calloc(vocab_size + 1, sizeof *counts);
+    int32_t *tokens = calloc(COUNT_TOKENS, sizeof *tokens);
+    if (!counts || !tokens) FAIL_GOTO(done, ERR_SYSTEM, "out of memory for counting tokens");
+    for (int i = 0; i < shards->n; i++) {
+        TRY_GOTO(shard_open(&shard, shards->path[i]), done);
+        TRY_GOTO(count_tokens(shard, vocab_size, counts, tokens), done);
+        shard_close(shard);
+        shard = NULL;
+    }
+    for (uint64_t t = 0; t < vocab_size; t++) {
+        const double share = (double)counts[t] / (double)totals->tokens;
+        if (counts[t] > 0) entropy -= share * log(share);
+    }
+    printf("unigram entropy: %.4f nats/token\n", entropy);
+done:
+    shard_close(shard);
+    free(tokens);
+    free(counts);
+    return rc;
+}
+
 static int count_shards(struct totals *totals, const struct path_list *shards)
 {
     for (int t = 0; t < 3; t++)
@@ -196,6 +243,7 @@ static int show_dataset(const char *path, const struct options *o)
     if (o->verify) TRY_GOTO(verify_shards(path, &shards), done);
     TRY_GOTO(count_shards(&totals, &shards), done);
     print_totals(path, shards.n, &totals);
+    if (o->entropy) TRY_GOTO(show_entropy(&shards, &totals), done);
     if (o->sample > 0) TRY_GOTO(show_sample(&shards, &totals, o), done);
 done:
     for (int t = 0; t < 3; t++)
@@ -218,6 +266,7 @@ int data_command(struct comm *comm, int argc, char **argv)
     struct options o = {.tokenizer = NULL};
     const struct arg args[OPTIONS] = {
         {"verify", NULL, ARG_FLAG, &o.verify, 0, 0, "compare all data with the checksums first"},
+        {"entropy", NULL, ARG_FLAG, &o.entropy, 0, 0, "count all tokens; print the entropy of their frequencies"},
         {"sample", "N", ARG_INT, &o.sample, 0, 1e9, "print the text of N documents, spread evenly"},
         {"tokenizer", "FILE", ARG_TEXT, &o.tokenizer, 0, 0, "SentencePiece model that made the shards, for --sample"},
         {"help", NULL, ARG_FLAG, &o.help, 0, 0, "this text"},
