@@ -6,7 +6,7 @@
 UNPACKED_DIR holds one folder for each package, with what `dpkg -x` gives.
 
 Man pages go through mandoc, which renders roff as HTML; that and the HTML packages go through html2text, which gives
-Markdown. Each line has id, text, source, license and language. Pages with little Japanese in them and exact repetitions
+Markdown. Each line has id, text, source, licence and language. Pages with little Japanese in them and exact repetitions
 are left out and counted. The output is the same, byte for byte, for the same packages.
 """
 import hashlib
@@ -70,22 +70,22 @@ def japanese_share(text):
 
 
 def read_page(job):
-    package, root, path, xpath, license_name = job
+    package, root, path, xpath, licence = job
     page = path.read_bytes() if xpath else roff_to_html(path).encode("utf-8")
     text = tidy(html_to_text(page, xpath)) if page.strip() else ""
     name = str(path.relative_to(root)).removesuffix(".gz").removesuffix(".html").removesuffix(".ja")
-    return {"id": f"{package}/{name}", "text": text, "source": package, "license": license_name,
+    return {"id": f"{package}/{name}", "text": text, "source": package, "licence": licence,
             "language": "ja" if japanese_share(text) >= MIN_JAPANESE else "other"}
 
 
 def list_pages(unpacked):
-    for package, folder, pattern, xpath, license_name in SOURCES:
+    for package, folder, pattern, xpath, licence in SOURCES:
         root = unpacked / package / folder
         pages = sorted(p for p in root.glob(pattern) if not p.is_symlink())
         if not pages:
             sys.exit(f"corpus.py: no pages of {package} in {root}: unpack it there with dpkg -x")
         for path in pages:
-            yield package, root, path, xpath, license_name
+            yield package, root, path, xpath, licence
 
 
 def main():
