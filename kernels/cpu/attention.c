@@ -86,10 +86,10 @@ static float softmax_row(float *s, int64_t n, int64_t lo, int64_t hi, float scal
     for (int64_t j = lo; j < hi; j++)
         top = s[j] > top ? s[j] : top;
     const float now = scale * top > *max ? scale * top : *max;
-    const float factor = cpu_exp(*max - now);
+    const float factor = cpu_exp_negative(*max - now);
 #pragma omp simd reduction(+ : total)
     for (int64_t j = lo; j < hi; j++) {
-        s[j] = cpu_exp(scale * s[j] - now);
+        s[j] = cpu_exp_negative(scale * s[j] - now);
         total += s[j];
     }
     memset(s, 0, (size_t)lo * sizeof *s);

@@ -68,7 +68,7 @@ static void query_row(float *restrict ds, const float *restrict s, const float *
 {
     memset(ds, 0, (size_t)n * sizeof *ds);
     for (int64_t j = lo; j < hi; j++)
-        ds[j] = cpu_exp(scale * s[j] - lse) * (dp[j] - delta) * scale;
+        ds[j] = cpu_exp_negative(scale * s[j] - lse) * (dp[j] - delta) * scale;
 }
 
 /* P and dS of one key: columns are queries, visible where lo[i] ≤ key < hi[i]. */
@@ -77,7 +77,7 @@ static void key_row(float *restrict p, float *restrict ds, const float *restrict
                     const float *restrict lse, const float *restrict delta)
 {
     for (int64_t i = 0; i < n; i++) {
-        const float probability = cpu_exp(scale * s[i] - lse[i]);
+        const float probability = cpu_exp_negative(scale * s[i] - lse[i]);
         const bool visible = span->lo[i] <= key && key < span->hi[i];
         p[i] = visible ? probability : 0;
         ds[i] = visible ? probability * (dp[i] - delta[i]) * scale : 0;

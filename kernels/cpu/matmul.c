@@ -11,16 +11,16 @@
 #include "tile.h"
 
 enum {
-    GROUP_ROWS = 2, /* tiles of a task at most */
-    GROUP_COLS = 4,
+    GROUP_TILES = 8,     /* of C in a task, at most */
+    GROUP_COLS = 4,      /* columns of them, at most */
     TASKS_PER_THREAD = 4 /* below that, tasks are not grouped further */
 };
 
-/* A thread's slice holds one tile of A, GROUP_COLS of B, GROUP_ROWS·GROUP_COLS of C. */
+/* A thread's slice holds one tile of A, GROUP_COLS of B, GROUP_TILES of C. */
 #define A_BYTES ((size_t)TILE_ROWS * TILE_K_BYTES)
 #define B_BYTES ((size_t)TILE_COLS * TILE_K_BYTES)
 #define C_BYTES ((size_t)TILE_ROWS * TILE_COLS * sizeof(float))
-_Static_assert(A_BYTES + GROUP_COLS * B_BYTES + GROUP_ROWS * GROUP_COLS * C_BYTES <= TILE_SLICE_BYTES,
+_Static_assert(A_BYTES + GROUP_COLS * B_BYTES + GROUP_TILES * C_BYTES <= TILE_SLICE_BYTES,
                "a matmul task must fit into a thread's slice");
 
 /* One length cut into tiles. */
@@ -160,7 +160,7 @@ static int matmul_task(const struct device *dev, int thread, char *slice, const 
             for (int64_t j = 0; j < ns; j++) {
                 const size_t b_at = (size_t)((n0 + j) * plan->k.count + ki) * packed_stride(plan);
                 const char *b = plan->packed ? plan->packed + b_at : b_area + (size_t)j * B_BYTES;
-                float *c = (float *)(void *)(c_area + (size_t)(i * GROUP_COLS + j) * C_BYTES);
+                float *c = (float *)(void *)(c_area + (size_t)(i * ns + j) * C_BYTES);
                 const int bad = tile_product_run(dev, thread, product_of(plan, m0 + i, n0 + j, ki), a, b, c);
                 if (bad) return bad;
             }
@@ -168,18 +168,20 @@ static int matmul_task(const struct device *dev, int thread, char *slice, const 
     }
     for (int64_t i = 0; i < ms; i++)
         for (int64_t j = 0; j < ns; j++)
-            write_tile(plan, (float *)(void *)(c_area + (size_t)(i * GROUP_COLS + j) * C_BYTES), m0 + i, n0 + j);
+            write_tile(plan, (float *)(void *)(c_area + (size_t)(i * ns + j) * C_BYTES), m0 + i, n0 + j);
     return 0;
 }
 
-/* Larger tasks fill fewer tiles twice; they are made as large as leaves enough of them for the threads. */
+/* A task of several columns fills A once for them, one of several rows fills B once; tasks grow as long as that saves
+ * something and enough of them remain for the threads. */
 static void plan_tasks(struct plan *plan, int threads)
 {
     plan->group_m = plan->group_n = 1;
     const int64_t enough = threads > 1 ? (int64_t)threads * TASKS_PER_THREAD : 1;
-    while (plan->group_n < GROUP_COLS && plan->m.count * cpu_div_up(plan->n.count, 2 * plan->group_n) >= enough)
+    while (!plan->a_in_place && plan->group_n < GROUP_COLS &&
+           plan->m.count * cpu_div_up(plan->n.count, 2 * plan->group_n) >= enough)
         plan->group_n *= 2;
-    while (plan->group_m < GROUP_ROWS &&
+    while (!plan->packed && plan->group_m * plan->group_n < GROUP_TILES &&
            cpu_div_up(plan->m.count, 2 * plan->group_m) * cpu_div_up(plan->n.count, plan->group_n) >= enough)
         plan->group_m *= 2;
     plan->tasks_n = cpu_div_up(plan->n.count, plan->group_n);

@@ -38,95 +38,86 @@ static void transpose_block(uint32_t *restrict to, const uint32_t *restrict from
             to[j * BLOCK + i] = from[i * BLOCK + j];
 }
 
-/* The n ≤ 16 words of one line, the rest zero. */
-static void load_words(uint32_t *restrict to, const void *restrict from, int64_t n)
+/* How a block is read from the source, by types and direction. */
+enum reading {
+    WORDS,   /* 16 lines of 16 f32 */
+    WIDENED, /* 16 lines of 16 bf16, which become f32 */
+    HALVES,  /* 16 lines of 32 bf16 */
+    PAIRED,  /* 32 lines of 16 bf16, two of which become one of the block */
+    READINGS
+};
+
+static const int64_t reading_lines[READINGS] = {BLOCK, BLOCK, BLOCK, 2 * BLOCK};
+static const int64_t reading_columns[READINGS] = {BLOCK, BLOCK, 2 * BLOCK, BLOCK};
+
+static enum reading reading_of(enum dtype tile, struct tile_source source)
 {
-    if (n >= BLOCK) {
-        memcpy(to, from, BLOCK * sizeof *to);
-    } else {
-        memset(to, 0, BLOCK * sizeof *to);
-        if (n > 0) memcpy(to, from, (size_t)n * sizeof *to);
-    }
+    if (source.dtype == DT_F32) return WORDS;
+    if (tile == DT_F32) return WIDENED;
+    return source.k_down ? PAIRED : HALVES;
 }
 
-/* The same, for n ≤ 32 bf16 values that stay bf16. */
-static void load_halves(uint32_t *restrict to, const uint16_t *restrict from, int64_t n)
-{
-    if (n >= 2 * BLOCK) {
-        memcpy(to, from, BLOCK * sizeof *to);
-    } else {
-        memset(to, 0, BLOCK * sizeof *to);
-        if (n > 0) memcpy(to, from, (size_t)n * sizeof *from);
-    }
-}
-
-/* The same, for n ≤ 16 bf16 values that become f32. */
-static void load_widened(uint32_t *restrict to, const uint16_t *restrict from, int64_t n)
-{
-    uint16_t line[BLOCK] = {0};
-    if (n > 0) memcpy(line, from, (size_t)cpu_min(n, BLOCK) * sizeof *from);
-    for (int i = 0; i < BLOCK; i++)
-        to[i] = (uint32_t)line[i] << 16;
-}
-
-/* The same, for n ≤ 16 columns of two lines of bf16, paired; `second` may be NULL. */
-static void load_pairs(uint32_t *restrict to, const uint16_t *restrict first, const uint16_t *restrict second,
-                       int64_t n)
-{
-    uint16_t a[BLOCK] = {0}, b[BLOCK] = {0};
-    const size_t bytes = (size_t)cpu_min(n, BLOCK) * sizeof *a;
-    if (n > 0) memcpy(a, first, bytes);
-    if (n > 0 && second) memcpy(b, second, bytes);
-    for (int i = 0; i < BLOCK; i++)
-        to[i] = (uint32_t)a[i] | (uint32_t)b[i] << 16;
-}
-
-/* One block whose outer lines are k or lines of the source, whichever it stores one below the other. `outer` and
- * `inner` are how many elements there are still in each direction. */
-static void load_block(uint32_t *restrict to, struct tile_source source, bool paired, int64_t at, int64_t outer,
-                       int64_t inner)
+/* Reads a whole block from lines that are `stride` bytes apart. */
+static void read_whole(uint32_t *restrict to, enum reading reading, const char *restrict from, int64_t stride)
 {
     for (int64_t i = 0; i < BLOCK; i++) {
         uint32_t *line = to + i * BLOCK;
-        if (source.dtype == DT_F32) {
-            load_words(line, (const float *)source.data + at + i * source.ld, i < outer ? inner : 0);
-            continue;
-        }
-        const uint16_t *half = (const uint16_t *)source.data + at;
-        if (paired && source.k_down) {
-            const uint16_t *first = half + 2 * i * source.ld;
-            load_pairs(line, first, 2 * i + 1 < outer ? first + source.ld : NULL, 2 * i < outer ? inner : 0);
-        } else if (paired) {
-            load_halves(line, half + i * source.ld, i < outer ? inner : 0);
+        uint16_t a[BLOCK], b[BLOCK];
+        if (reading == WORDS || reading == HALVES) {
+            memcpy(line, from + i * stride, BLOCK * sizeof *line);
+        } else if (reading == WIDENED) {
+            memcpy(a, from + i * stride, sizeof a);
+            for (int j = 0; j < BLOCK; j++)
+                line[j] = (uint32_t)a[j] << 16;
         } else {
-            load_widened(line, half + i * source.ld, i < outer ? inner : 0);
+            memcpy(a, from + 2 * i * stride, sizeof a);
+            memcpy(b, from + (2 * i + 1) * stride, sizeof b);
+            for (int j = 0; j < BLOCK; j++)
+                line[j] = (uint32_t)a[j] | (uint32_t)b[j] << 16;
         }
     }
+}
+
+/* Reads a block of which the source holds only `lines` × `columns` (or none); the rest is zero. */
+static void read_block(uint32_t *restrict to, enum reading reading, struct tile_source source, int64_t at,
+                       int64_t lines, int64_t columns)
+{
+    const int64_t element = (int64_t)dtype_bytes(source.dtype), stride = source.ld * element;
+    const char *from = (const char *)source.data + at * element;
+    if (lines >= reading_lines[reading] && columns >= reading_columns[reading]) {
+        read_whole(to, reading, from, stride);
+        return;
+    }
+    char padded[2 * BLOCK * BLOCK * sizeof(float)] = {0};
+    const int64_t width = reading_columns[reading] * element;
+    for (int64_t i = 0; i < cpu_min(lines, reading_lines[reading]) && columns > 0; i++)
+        memcpy(padded + i * width, from + i * stride, (size_t)(cpu_min(columns, reading_columns[reading]) * element));
+    read_whole(to, reading, padded, width);
 }
 
 void tile_fill(void *to, struct tile_layout layout, struct tile_source source, int64_t line0, int64_t k0)
 {
-    const bool paired = layout.dtype == DT_BF16;
-    const int64_t k_of_word = paired ? 2 : 1;
+    const enum reading reading = reading_of(layout.dtype, source);
+    const int64_t k_of_word = layout.dtype == DT_BF16 ? 2 : 1;
     const int64_t words = layout.k_pad / k_of_word; /* of one line along k */
     const bool crossed = source.k_down != layout.is_b;
+    const int64_t line_blocks = layout.lines_pad / BLOCK, word_blocks = words / BLOCK;
     uint32_t read[BLOCK * BLOCK], turned[BLOCK * BLOCK];
-    for (int64_t word = 0; word < words; word += BLOCK) {
-        const int64_t k = word * k_of_word;
-        for (int64_t line = 0; line < layout.lines_pad; line += BLOCK) {
-            const int64_t k_left = layout.k - k, lines_left = layout.lines - line;
-            const int64_t at =
-                source.k_down ? (k0 + k) * source.ld + line0 + line : (line0 + line) * source.ld + k0 + k;
-            load_block(read, source, paired, at, source.k_down ? k_left : lines_left,
-                       source.k_down ? lines_left : k_left);
-            if (crossed) transpose_block(turned, read);
-            const uint32_t *block = crossed ? turned : read;
-            const int64_t panel = layout.is_b ? line / layout.panel : 0;
-            const int64_t begin = layout.is_b ? (panel * words + word) * layout.panel + line - panel * layout.panel
-                                              : line * words + word;
-            const int64_t stride = layout.is_b ? layout.panel : words;
-            for (int64_t i = 0; i < BLOCK; i++)
-                memcpy((uint32_t *)to + begin + i * stride, block + i * BLOCK, BLOCK * sizeof *block);
-        }
+    for (int64_t n = 0; n < line_blocks * word_blocks;
+         n++) { /* along the rows of the source, as they lie in memory */
+        const int64_t line = BLOCK * (source.k_down ? n % line_blocks : n / word_blocks);
+        const int64_t word = BLOCK * (source.k_down ? n / line_blocks : n % word_blocks), k = word * k_of_word;
+        const int64_t k_left = layout.k - k, lines_left = layout.lines - line;
+        const int64_t at = source.k_down ? (k0 + k) * source.ld + line0 + line : (line0 + line) * source.ld + k0 + k;
+        read_block(read, reading, source, at, source.k_down ? k_left : lines_left,
+                   source.k_down ? lines_left : k_left);
+        if (crossed) transpose_block(turned, read);
+        const uint32_t *block = crossed ? turned : read;
+        const int64_t panel = layout.is_b ? line / layout.panel : 0;
+        const int64_t begin =
+            layout.is_b ? (panel * words + word) * layout.panel + line - panel * layout.panel : line * words + word;
+        const int64_t stride = layout.is_b ? layout.panel : words;
+        for (int64_t i = 0; i < BLOCK; i++)
+            memcpy((uint32_t *)to + begin + i * stride, block + i * BLOCK, BLOCK * sizeof *block);
     }
 }

@@ -3,8 +3,9 @@
 
 #include "op_test.h"
 
-/* bf16 tiles round the probabilities once more before they meet v, and the gradients of scores before they meet q and k;
- * the backward pass also reads an o that was rounded. */
+/* How many roundings of the type's size stand between the inputs and a result. bf16 tiles round the probabilities before
+ * they meet v. The backward pass sums three times in a row, in either type: scores and the gradients of probabilities,
+ * their product, and (rounded in bf16) that product with q, k or dout; its lse and o were rounded by the forward. */
 #define FORWARD_ROUNDINGS 2
 #define BACKWARD_ROUNDINGS 3
 
@@ -154,7 +155,7 @@ void test_op_attention_bwd(struct device *dev)
         op_ok(run_forward(dev, &a));
         op_run_on_threads(&test, "attention_bwd", run_backward, &a, &a.dqkv, 1);
         op_expect_gradient(&test, "attention_bwd", a.dqkv, NULL, (double *)(uintptr_t)a.qkv_v, loss, &a,
-                           op_bound(dtype) * (dtype == DT_BF16 ? BACKWARD_ROUNDINGS : 1));
+                           BACKWARD_ROUNDINGS * op_bound(dtype));
         op_test_end(&test);
     }
 }
