@@ -7,7 +7,7 @@ set xlabel "optimizer step"
 set ylabel "loss (nats per token)"
 set grid linecolor "gray80"
 set key top right
-set yrange [0:*]
+set yrange [*:*]
 plot train using 1:2 with lines linewidth 2 linecolor "#1f77b4" title "training", \
      valid using 1:2 with linespoints linewidth 2 pointtype 7 linecolor "#d62728" title "held-out documents", \
      entropy with lines dashtype 2 linewidth 2 linecolor "gray40" \
