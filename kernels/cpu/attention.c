@@ -136,7 +136,7 @@ static void write_rows(const struct forward *f, const struct rows *rows, int64_t
 }
 
 /* One tile of queries of one head of one sequence; the last tiles, which see most, come first. */
-static int forward_task(const struct device *dev, int thread, char *slice, const void *ctx, int64_t index)
+static int forward_task(const struct device *dev, int thread, const void *ctx, int64_t index)
 {
     const struct forward *f = ctx;
     const struct attention *at = &f->at;
@@ -144,7 +144,7 @@ static int forward_task(const struct device *dev, int thread, char *slice, const
     const int64_t begin = (tiles - 1 - index % tiles) * ATTENTION_TILE;
     const int64_t head = index / tiles % at->heads, sequence = index / tiles / at->heads;
     const int64_t kv_head = head / (at->heads / at->kv_heads), n = cpu_min(ATTENTION_TILE, at->queries - begin);
-    char *q = slice, *b = q + ATTENTION_AREA, *p = b + ATTENTION_AREA;
+    char *q = cpu_slice(dev, thread), *b = q + ATTENTION_AREA, *p = b + ATTENTION_AREA;
     float *s = (float *)(void *)(p + ATTENTION_AREA), *o = (float *)(void *)(p + 2 * ATTENTION_AREA);
     const struct tile_source from_q =
         attention_source(f->q, sequence * at->queries + begin, f->q_width, head * at->head_dim, false);

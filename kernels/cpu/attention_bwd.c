@@ -85,11 +85,11 @@ static void key_row(float *restrict p, float *restrict ds, const float *restrict
 }
 
 /* dq of one tile of queries of one head; the last tiles, which see most, come first. */
-static int dq_task(const struct device *dev, int thread, char *slice, const void *ctx, int64_t index)
+static int dq_task(const struct device *dev, int thread, const void *ctx, int64_t index)
 {
     const struct backward *g = ctx;
     const struct attention *at = &g->at;
-    const struct worker w = {dev, at, thread, slice};
+    const struct worker w = {dev, at, thread, cpu_slice(dev, thread)};
     const int64_t tiles = cpu_div_up(at->queries, ATTENTION_TILE), d = at->head_dim;
     const int64_t begin = (tiles - 1 - index % tiles) * ATTENTION_TILE;
     const int64_t head = index / tiles % at->heads, sequence = index / tiles / at->heads;
@@ -153,11 +153,11 @@ static int add_queries(const struct worker *w, const struct backward *g, int64_t
 }
 
 /* dk and dv of one tile of keys of one key head; the first tiles, which most see, come first. */
-static int dkv_task(const struct device *dev, int thread, char *slice, const void *ctx, int64_t index)
+static int dkv_task(const struct device *dev, int thread, const void *ctx, int64_t index)
 {
     const struct backward *g = ctx;
     const struct attention *at = &g->at;
-    const struct worker w = {dev, at, thread, slice};
+    const struct worker w = {dev, at, thread, cpu_slice(dev, thread)};
     const int64_t tiles = cpu_div_up(at->keys, ATTENTION_TILE), group = at->heads / at->kv_heads, d = at->head_dim;
     const int64_t key0 = index % tiles * ATTENTION_TILE, kv_head = index / tiles % at->kv_heads;
     const int64_t sequence = index / tiles / at->kv_heads, keys = cpu_min(ATTENTION_TILE, at->keys - key0);

@@ -31,7 +31,7 @@ static inline void *cpu_slice(const struct device *dev, int thread)
 }
 
 /* product.c */
-int cpu_products_open(struct product_table **table, int threads);
+int cpu_products_open(struct product_table **products, int threads);
 void cpu_products_close(struct product_table *table);
 
 /* matmul.c */

@@ -144,10 +144,10 @@ static void write_tile(const struct plan *plan, float *c, int64_t mi, int64_t ni
 }
 
 /* One group of tiles of the output. */
-static int matmul_task(const struct device *dev, int thread, char *slice, const void *ctx, int64_t task)
+static int matmul_task(const struct device *dev, int thread, const void *ctx, int64_t task)
 {
     const struct plan *plan = ctx;
-    char *b_area = slice + A_BYTES, *c_area = b_area + GROUP_COLS * B_BYTES;
+    char *slice = cpu_slice(dev, thread), *b_area = slice + A_BYTES, *c_area = b_area + GROUP_COLS * B_BYTES;
     const int64_t m0 = task / plan->tasks_n * plan->group_m, n0 = task % plan->tasks_n * plan->group_n;
     const int64_t ms = cpu_min(plan->group_m, plan->m.count - m0), ns = cpu_min(plan->group_n, plan->n.count - n0);
     for (int64_t ki = 0; ki < plan->k.count; ki++) {

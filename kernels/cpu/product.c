@@ -141,11 +141,11 @@ static bool has_fast_kernel(struct product_table *table, enum dtype dtype)
     return fast;
 }
 
-int cpu_products_open(struct product_table **out, int threads)
+int cpu_products_open(struct product_table **products, int threads)
 {
     int rc = 0;
     struct product_table *table = calloc(1, sizeof *table);
-    *out = NULL;
+    *products = NULL;
     if (!table) FAIL(ERR_SYSTEM, "no memory for the table of matmul primitives");
     table->threads = threads;
     table->stream = calloc((size_t)threads, sizeof(dnnl_stream_t));
@@ -161,7 +161,7 @@ done:
     if (rc)
         cpu_products_close(table);
     else
-        *out = table;
+        *products = table;
     return rc;
 }
 
@@ -216,8 +216,8 @@ int tile_product_run(const struct device *dev, int thread, struct tile_product p
                                         {DNNL_ARG_WEIGHTS, memory[ARG_B]},
                                         {DNNL_ARG_DST, memory[ARG_C]},
                                         {DNNL_ARG_SCRATCHPAD, memory[ARG_SCRATCH]}};
-    int bad = (int)dnnl_memory_set_data_handle(memory[ARG_A], (void *)(uintptr_t)a);
-    if (!bad) bad = (int)dnnl_memory_set_data_handle(memory[ARG_B], (void *)(uintptr_t)b);
+    int bad = (int)dnnl_memory_set_data_handle(memory[ARG_A], (void *)a);
+    if (!bad) bad = (int)dnnl_memory_set_data_handle(memory[ARG_B], (void *)b);
     if (!bad) bad = (int)dnnl_memory_set_data_handle(memory[ARG_C], c);
     if (!bad) bad = (int)dnnl_memory_set_data_handle(memory[ARG_SCRATCH], scratch);
     if (!bad) bad = (int)dnnl_primitive_execute(p->run, table->stream[thread], ARGS, args);
@@ -233,8 +233,7 @@ int tile_run_tasks(struct device *dev, const char *op, tile_task *task, const vo
         omp_set_num_threads(1); /* for oneDNN inside; this thread's setting ends with the region */
 #pragma omp for schedule(dynamic, 1)
         for (int64_t i = 0; i < n; i++) {
-            const int thread = omp_get_thread_num();
-            const int bad = task(dev, thread, cpu_slice(dev, thread), ctx, i);
+            const int bad = task(dev, omp_get_thread_num(), ctx, i);
             if (bad) {
 #pragma omp atomic write
                 status = bad;

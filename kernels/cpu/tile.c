@@ -47,8 +47,8 @@ enum reading {
     READINGS
 };
 
-static const int64_t reading_lines[READINGS] = {BLOCK, BLOCK, BLOCK, 2 * BLOCK};
-static const int64_t reading_columns[READINGS] = {BLOCK, BLOCK, 2 * BLOCK, BLOCK};
+static const int64_t reading_lines[READINGS] = {16, 16, 16, 32};
+static const int64_t reading_columns[READINGS] = {16, 16, 32, 16};
 
 static enum reading reading_of(enum dtype tile, struct tile_source source)
 {
@@ -88,7 +88,7 @@ static void read_block(uint32_t *restrict to, enum reading reading, struct tile_
         read_whole(to, reading, from, stride);
         return;
     }
-    char padded[2 * BLOCK * BLOCK * sizeof(float)] = {0};
+    char padded[sizeof(uint32_t[BLOCK * BLOCK])] = {0};
     const int64_t width = reading_columns[reading] * element;
     for (int64_t i = 0; i < cpu_min(lines, reading_lines[reading]) && columns > 0; i++)
         memcpy(padded + i * width, from + i * stride, (size_t)(cpu_min(columns, reading_columns[reading]) * element));

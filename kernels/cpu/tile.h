@@ -63,8 +63,8 @@ int tile_product_prepare(struct device *dev, struct tile_product product);
 int tile_product_run(const struct device *dev, int thread, struct tile_product product, const void *a, const void *b,
                      float *c);
 
-/* One piece of work, computed whole by the thread that owns `slice` (TILE_SLICE_BYTES). Returns oneDNN's status. */
-typedef int tile_task(const struct device *dev, int thread, char *slice, const void *ctx, int64_t index);
+/* One piece of work, computed whole by this thread with TILE_SLICE_BYTES of its slice. Returns oneDNN's status. */
+typedef int tile_task(const struct device *dev, int thread, const void *ctx, int64_t index);
 /* Runs tasks 0 … n − 1 over the device's threads. ERR_DEVICE when oneDNN fails in one of them. */
 int tile_run_tasks(struct device *dev, const char *op, tile_task *task, const void *ctx, int64_t n);
 

@@ -25,7 +25,8 @@ static const struct shape shapes[] = {
 struct attention {
     struct shape shape;
     struct tensor o, lse, qkv, start, dout, dqkv, delta;
-    const double *qkv_v, *dout_v, *start_v;
+    double *qkv_v;
+    const double *dout_v, *start_v;
     double *scratch; /* of the reference: o of one token and head, and scores */
 };
 
@@ -154,7 +155,7 @@ void test_op_attention_bwd(struct device *dev)
         const struct attention a = make(&test, shapes[i / OP_ACT_TYPES], dtype);
         op_ok(run_forward(dev, &a));
         op_run_on_threads(&test, "attention_bwd", run_backward, &a, &a.dqkv, 1);
-        op_expect_gradient(&test, "attention_bwd", a.dqkv, NULL, (double *)(uintptr_t)a.qkv_v, loss, &a,
+        op_expect_gradient(&test, "attention_bwd", a.dqkv, NULL, a.qkv_v, loss, &a,
                            BACKWARD_ROUNDINGS * op_bound(dtype));
         op_test_end(&test);
     }
@@ -179,7 +180,7 @@ static void check_cached(struct device *dev, enum dtype dtype, struct shape s)
     enum { BATCH = 2, CALLS = 3 };
     const int64_t calls[CALLS] = {s.seq_len - 4, 1, 3}, w = width(s), kv_width = (int64_t)s.kv_heads * s.head_dim;
     struct op_test test = op_test_begin(dev, (uint64_t)s.seq_len);
-    double *all = op_doubles(&test, BATCH * s.seq_len * w); /* every token so far, by position */
+    double *all = op_doubles(&test, w * BATCH * s.seq_len); /* every token so far, by position */
     double *score = op_doubles(&test, s.seq_len);
     int64_t known[BATCH] = {0, 0};
     const struct tensor cache = tensor_3d(NULL, dtype, BATCH, s.seq_len, kv_width);
