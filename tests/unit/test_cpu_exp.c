@@ -7,7 +7,7 @@
 
 #include <cmocka.h>
 
-#include "cpu/cpu.h"
+#include "../../kernels/cpu/cpu.h"
 
 #define BOUND 1e-7
 #define STEPS 1000000
