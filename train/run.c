@@ -116,10 +116,10 @@ static int open_memory(struct run *run)
 /* Finds the checkpoint to go on from; folder "" when the run starts at step 0. Collective. */
 static int find_checkpoint(struct run *run, char folder[CKPT_PATH_MAX])
 {
-    const char *resume = run->cfg->checkpoint.resume;
+    const char *from = run->cfg->checkpoint.resume;
     folder[0] = '\0';
-    if (strcmp(resume, "auto") == 0) return ckpt_find_newest(run->comm, run->cfg->run.dir, folder);
-    if (strcmp(resume, "never") == 0) {
+    if (strcmp(from, "auto") == 0) return ckpt_find_newest(run->comm, run->cfg->run.dir, folder);
+    if (strcmp(from, "never") == 0) {
         char newest[CKPT_PATH_MAX];
         TRY(ckpt_find_newest(run->comm, run->cfg->run.dir, newest));
         if (newest[0] == '\0') return 0;
@@ -128,7 +128,7 @@ static int find_checkpoint(struct run *run, char folder[CKPT_PATH_MAX])
                                                "another run.dir, so that no run is mixed with another",
                                                newest));
     }
-    snprintf(folder, CKPT_PATH_MAX, "%s", resume);
+    snprintf(folder, CKPT_PATH_MAX, "%s", from);
     return ckpt_verify(run->comm, folder);
 }
 
@@ -342,6 +342,7 @@ int run_command(struct comm *comm, int argc, char **argv)
     struct config *cfg = calloc(1, sizeof *cfg);
     if (!cfg) rc = err_raise(ERR_SYSTEM, __FILE__, __LINE__, "out of memory for the configuration");
     TRY_GOTO(comm_agree(comm, rc), done);
+    ASSERT(cfg);
     if (comm->rank == 0) {
         rc = config_load(cfg, argv[0], argc - 1, argv + 1);
         if (rc == 0) rc = config_check_for_training(cfg);

@@ -74,7 +74,8 @@ static int take_loss_sum(struct model *m, int64_t *sum)
 
 /* This rank's micro-batches, forward and backward, with the sums over ranks under way at the end. When one cannot be
  * loaded, *loaded says so, and the rank only takes part in the sums: all ranks get to where they agree on it. */
-static int accumulate(struct step *step, struct loader *loader, double tokens, struct step_report *report, int *loaded)
+static int accumulate(struct step *step, struct loader *loader, double tokens, struct step_report *report,
+                      int *loaded)
 {
     struct model *m = &step->model;
     struct batch batch;

@@ -49,7 +49,7 @@ static void layout_counts_every_element_once(void **state)
                 elems += param->elems;
             }
             assert_true(p.unit[u].elems >= end);
-            assert_int_equal(p.unit[u].elems % (3 * 32), 0);
+            assert_int_equal(p.unit[u].elems % (3 * INT64_C(32)), 0);
             assert_int_equal(params_shard(&p, u) * 3, p.unit[u].elems);
         }
         assert_int_equal(p.elems, elems);

@@ -181,12 +181,12 @@ static int count_tokens(struct shard *shard, uint64_t vocab_size, uint64_t *coun
     for (uint64_t begin = 0; begin < all; begin += COUNT_TOKENS) {
         const uint64_t n = all - begin < COUNT_TOKENS ? all - begin : COUNT_TOKENS;
         TRY(shard_read(shard, begin, n, tokens));
-        for (uint64_t i = 0; i < n; i++) {
-            if (tokens[i] < 0 || (uint64_t)tokens[i] >= vocab_size) {
+        for (const int32_t *token = tokens; token < tokens + n; token++) {
+            if (*token < 0 || (uint64_t)*token >= vocab_size) {
                 FAIL(ERR_DATA, "%s: token %" PRId32 " is not in its vocabulary of %" PRIu64, shard_path(shard),
-                     tokens[i], vocab_size);
+                     *token, vocab_size);
             }
-            counts[tokens[i]]++;
+            counts[*token]++;
         }
     }
     return 0;
