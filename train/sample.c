@@ -199,9 +199,10 @@ static int print_all(struct sampling *s)
     return 0;
 }
 
-static int sample_run(struct sampling *s, const struct comm *comm)
+static int sample_run(struct sampling *s, struct comm *comm)
 {
     int64_t longest = 1, made = 0;
+    TRY(ckpt_verify(comm, s->options.ckpt));
     TRY(ckpt_read_meta(s->options.ckpt, &s->meta));
     TRY(config_parse(s->cfg, s->options.ckpt, s->meta.config_yaml, strlen(s->meta.config_yaml)));
     if (s->options.tokenizer) snprintf(s->cfg->data.tokenizer, CONFIG_TEXT_MAX, "%s", s->options.tokenizer);
