@@ -177,7 +177,8 @@ static int verify(struct comm *comm, const char *folder)
 int ckpt_command(struct comm *comm, int argc, char **argv)
 {
     const char *verb = argc > 0 ? argv[0] : "";
-    if (strcmp(verb, "--help") == 0 || strcmp(verb, "-h") == 0) {
+    for (int i = 0; i < argc; i++) {
+        if (strcmp(argv[i], "--help") != 0 && strcmp(argv[i], "-h") != 0) continue;
         fputs(usage, stdout);
         return 0;
     }
