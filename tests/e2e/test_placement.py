@@ -1,0 +1,57 @@
+"""The result of a run does not depend on where it was computed: ranks, threads, ZeRO stage, recomputation."""
+
+import lib
+
+FP32 = "precision.compute=fp32"
+
+
+def placement(threads, zero):
+    return [f"run.threads={threads}", f"parallel.zero={zero}"]
+
+
+class Placement(lib.Case):
+    def compare(self, common, reference, *others):
+        """Trains 20 steps with the words `common` in every placement (ranks, threads, ZeRO stage, further words) and
+        compares with the first: final weights and optimizer state, and losses and gradient norms of all steps."""
+        first = self.run_one(common, *reference)
+        self.assertEqual(len(lib.losses(first)), 20)
+        self.assertLess(lib.losses(first)[-1], lib.losses(first)[0], "it does not learn")
+        for other in others:
+            run_dir = self.run_one(common, *other)
+            self.assertSameSteps(first, run_dir, f"{reference} and {other}")
+            self.assertSameWeights(first / "step-00000020", run_dir / "step-00000020", f"{reference} and {other}")
+
+    def run_one(self, common, ranks, threads, zero, *words):
+        name = "-".join(map(str, (ranks, threads, zero, *words))).replace("=", "-")
+        return self.train(name, *common, *placement(threads, zero), *words, ranks=ranks)
+
+    def test_bf16(self):
+        self.compare([], (1, 1, 0), (1, 2, 1), (2, 2, 1), (3, 1, 0), (4, 1, 1),
+                     (1, 2, 0, "model.recompute=attention"), (2, 1, 1, "model.recompute=block"))
+
+    def test_fp32(self):
+        self.compare([FP32], (1, 2, 0), (2, 1, 0), (3, 1, 1))
+
+    def test_gpt2(self):
+        self.compare(lib.GPT2, (1, 2, 0), (2, 1, 1), (3, 1, 0, "model.recompute=block"))
+
+    def test_options_of_llama(self):
+        """What else changes the arithmetic of a step."""
+        self.compare(["model.qk_norm=true", "model.tie_embeddings=false", "model.z_loss=1e-4", FP32,
+                      "data.document_mask=false"], (1, 1, 1), (2, 2, 0))
+
+    def test_more_ranks_than_micro_batches(self):
+        self.compare(["batch.global=2", "batch.micro=1"], (1, 1, 0), (4, 1, 0), (4, 1, 1))
+
+    def test_fast(self):
+        """Sums in fp32 depend on the number of ranks, but not on the ZeRO stage; and they are close to exact ones."""
+        runs = [self.train(name, f"parallel.zero={zero}", f"parallel.reduce={reduce}", FP32, ranks=2)
+                for name, zero, reduce in (("stage0", 0, "fast"), ("stage1", 1, "fast"), ("exact", 1, "exact"))]
+        self.assertSameSteps(runs[0], runs[1])
+        self.assertSameWeights(runs[0] / "step-00000020", runs[1] / "step-00000020")
+        for fast, exact in zip(lib.losses(runs[0]), lib.losses(runs[2]), strict=True):
+            self.assertAlmostEqual(fast, exact, delta=1e-4 * exact)
+
+
+if __name__ == "__main__":
+    lib.main()

@@ -1,0 +1,84 @@
+"""`tatara plan` says what training takes: parameters of the shipped configurations, and memory as measured."""
+import pathlib
+
+import lib
+
+CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
+# Parameters by published figures, or as the configuration's name and source imply; every shipped file has a row.
+PARAMETERS = {
+    "tiny": 0.16e6,
+    "quickstart": 10.1e6,
+    "gpt2-124m": 124_439_808,
+    "llama-1b": 1_235_814_400,
+    "llm-jp-4-8b": 8.59e9,
+    "fugaku-13b": 13.2e9,
+    "llm-jp-3-172b": 172_392_173_568,
+}
+
+
+class Configs(lib.Case):
+    def test_every_config(self):
+        files = {path.stem: path for path in CONFIGS.glob("*.yaml")}
+        self.assertEqual(sorted(files), sorted(PARAMETERS), "a row of PARAMETERS for every file of configs/")
+        for name, path in files.items():
+            with self.subTest(name):
+                parameters, memory = lib.plan(self, path)
+                self.assertAlmostEqual(parameters, PARAMETERS[name], delta=0.02 * PARAMETERS[name])
+                self.assertAlmostEqual(memory.pop("total"), sum(memory.values()), delta=lib.MIB)
+
+    def test_what_saves_memory(self):
+        """The directions in which the options move memory, of the largest model."""
+        path = CONFIGS / "llm-jp-3-172b.yaml"
+        words = ["model.recompute=none", "parallel.zero=0"]
+        none = lib.plan(self, path, *words, "ranks=8")[1]
+        block = lib.plan(self, path, words[1], "model.recompute=block", "ranks=8")[1]
+        attention = lib.plan(self, path, words[1], "model.recompute=attention", "ranks=8")[1]
+        divided = lib.plan(self, path, words[0], "parallel.zero=1", "ranks=8")[1]
+        self.assertLess(block["activations"], 0.5 * attention["activations"])
+        self.assertLess(attention["activations"], 0.9 * none["activations"])
+        self.assertAlmostEqual(divided["optimizer"], none["optimizer"] / 8, delta=0.01 * none["optimizer"])
+
+    def test_ranks(self):
+        for wrong in ("ranks=0", "ranks=many", "ranks=2x"):
+            self.assertFails(lib.tatara(["plan", CONFIGS / "tiny.yaml", wrong]), "usage", wrong)
+
+
+class Memory(lib.Case):
+    """Large enough that the program's constants do not hide a mistake: 19M parameters, hundreds of MiB."""
+
+    MODEL = ["model.layers=3", "model.hidden=512", "model.heads=8", "model.kv_heads=4", "model.head_dim=64",
+             "model.ffn_hidden=1408", "model.seq_len=512", "model.vocab_size=16384", "batch.micro=4",
+             "batch.global=8", "run.steps=2", "optim.warmup_steps=0", "optim.decay_steps=0",
+             "checkpoint.every=1", "run.threads=1"]
+
+    def check(self, ranks, *words):
+        words = [*self.MODEL, *words]
+        run_dir = self.train("run", *words, ranks=ranks, timeout=120)
+        _, memory = lib.plan(self, self.config("plan")[0], *words, f"ranks={ranks}")
+        start, measured = lib.events(run_dir, "start")[0], lib.measured_bytes(run_dir)
+        self.assertGreater(measured, 200 * lib.MIB)
+        self.assertAlmostEqual(memory["total"], start["planned_bytes"], delta=lib.MIB, msg="not what the run says")
+        self.assertAlmostEqual(memory["total"] / lib.MIB, measured / lib.MIB, delta=0.05 * measured / lib.MIB,
+                               msg={kind: round(taken / lib.MIB, 1) for kind, taken in memory.items()})
+
+    def test_bf16(self):
+        self.check(1, "parallel.zero=0")
+
+    def test_fp32_recompute(self):
+        self.check(1, "precision.compute=fp32", "model.recompute=block")
+
+    def test_bf16_recompute_2_ranks(self):
+        self.check(2, "parallel.zero=1", "model.recompute=block")
+
+    def test_fp32_2_ranks(self):
+        self.check(2, "parallel.zero=0", "precision.compute=fp32")
+
+    def test_does_not_grow(self):
+        """Nothing is allocated after the first step."""
+        run_dir = self.train("run", "run.steps=200", "optim.decay_steps=0", "checkpoint.every=0", ranks=2)
+        peaks = [line["peak_rss_bytes"] for line in lib.metrics(run_dir) if "event" not in line]
+        self.assertLess(peaks[-1] - peaks[19], lib.MIB // 4, peaks)
+
+
+if __name__ == "__main__":
+    lib.main()

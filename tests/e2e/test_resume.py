@@ -1,0 +1,118 @@
+"""Stopping and going on changes nothing: bit for bit the weights, optimizer state and losses of a run in one go."""
+import os
+import signal
+
+import lib
+
+
+class Resume(lib.Case):
+    def assertSameRun(self, a, b, step):
+        self.assertSameSteps(a, b)
+        self.assertSameWeights(a / f"step-{step:08d}", b / f"step-{step:08d}")
+
+    def test_stop_at(self):
+        """20 steps = 10 + 10, on the same ranks and on others, at the same ZeRO stage and at another."""
+        straight = self.train("straight", "parallel.zero=0")
+        for name, before, after in (("alone", (0, 0), (0, 0)), ("more", (1, 0), (3, 1)), ("fewer", (4, 1), (2, 0))):
+            with self.subTest(name):
+                ranks, zero = before
+                half = self.train(name, "run.stop_at=10", f"parallel.zero={zero}", ranks=ranks)
+                self.assertEqual([folder.name for folder in lib.checkpoints(half)], ["step-00000010"])
+                ranks, zero = after
+                self.train(name, f"parallel.zero={zero}", ranks=ranks)
+                self.assertEqual(lib.events(half, "resume")[0]["step"], 10)
+                self.assertSameRun(straight, half, 20)
+
+    def test_keep(self):
+        """The newest are kept, and a run can go on from one of them by name, in another folder."""
+        run_dir = self.train("run", "checkpoint.every=3", "checkpoint.keep=2")
+        self.assertEqual([folder.name for folder in lib.checkpoints(run_dir)], ["step-00000018", "step-00000020"])
+        branch = self.train("branch", f"checkpoint.resume={run_dir / 'step-00000018'}")
+        self.assertSameWeights(run_dir / "step-00000020", branch / "step-00000020")
+
+    def test_never(self):
+        """A run that must not resume does not start beside another's checkpoints."""
+        run_dir = self.train("run", "run.stop_at=2")
+        result = lib.tatara(["train", self.config()[0], "checkpoint.resume=never"], ranks=2)
+        self.assertFails(result, "config", "checkpoint.resume is never", run_dir / "step-00000002")
+        self.assertFalse((run_dir / "step-00000020").exists())
+
+    def test_redo(self):
+        """Weights that are nearly nothing, and a learning rate that makes them large at once: the second step's
+        gradient is far more than 2^12 times the first's, so that its integers overflow and the step is done again
+        with a coarser scale. All ranks decide that alike, and a run that resumes there decides the same."""
+        words = ["model.init_std=1e-6", "model.norm_eps=0.1", "optim.lr=10", "optim.min_lr=10",
+                 "optim.warmup_steps=0", "optim.weight_decay=0", "precision.compute=fp32", "run.steps=6"]
+        straight = self.train("straight", *words)
+        redone = [line["redone"] for line in lib.metrics(straight) if "event" not in line]
+        self.assertGreater(redone[1], 0, redone)
+        ranks = self.train("ranks", *words, ranks=3)
+        self.assertSameRun(straight, ranks, 6)
+        self.train("resumed", *words, "run.stop_at=1", ranks=2)
+        self.assertSameRun(straight, self.train("resumed", *words), 6)
+
+
+class Requests(lib.Case):
+    """Signals, and files in the run's folder, act at the next step boundary on all ranks."""
+
+    # Enough that no run ends by itself: it is always stopped.
+    STEPS = ["run.steps=1000000"]
+
+    def until_asked(self, config, run_dir, ask, ranks=0):
+        """Starts or resumes the run, asks it to stop after a few steps, and returns the step at which it did."""
+        before = lib.steps_done(run_dir)
+        with lib.Process(["train", config, *self.STEPS], ranks) as process:
+            lib.wait_for("some steps", lambda: lib.steps_done(run_dir) >= before + 3 or not process.running())
+            seen = lib.steps_done(run_dir)
+            ask(process)
+            result = process.wait(20)
+        self.assertEqual(result.status, 0, result)
+        self.assertIn("on request; the same command goes on from here", result.stderr)
+        done = lib.steps_done(run_dir)
+        self.assertGreaterEqual(done, seen)
+        self.assertEqual(lib.checkpoints(run_dir)[-1].name, f"step-{done:08d}")
+        self.assertEqual(lib.events(run_dir, "end")[-1]["step"], done)
+        return done
+
+    def test_requests(self):
+        """One run, stopped in every way that there is and resumed each time, equals the run in one piece."""
+        config, run_dir = self.config()
+
+        def send(number):
+            return lambda process: os.kill(process.popen.pid, number)
+
+        def touch(name):
+            return lambda process: (run_dir / name).touch()
+
+        ways = (("SIGUSR1", send(signal.SIGUSR1), 0), ("SIGTERM", send(signal.SIGTERM), 0),
+                ("SIGINT", send(signal.SIGINT), 0), ("STOP", touch("STOP"), 0), ("STOP on 2 ranks", touch("STOP"), 2),
+                ("SIGUSR1 to mpirun", send(signal.SIGUSR1), 2))
+        for name, ask, ranks in ways:
+            with self.subTest(name):
+                done = self.until_asked(config, run_dir, ask, ranks)
+                self.assertFalse((run_dir / "STOP").exists(), "the request must not stop the next attempt too")
+        straight = self.train("straight", *self.STEPS, f"run.stop_at={done}")
+        self.assertSameSteps(straight, run_dir)
+        self.assertSameWeights(straight / f"step-{done:08d}", run_dir / f"step-{done:08d}")
+
+    def test_save(self):
+        """SAVE saves and goes on."""
+        config, run_dir = self.config()
+
+        def save_then_stop(process):
+            (run_dir / "SAVE").touch()
+            lib.wait_for("a checkpoint", lambda: lib.checkpoints(run_dir))
+            self.assertFalse((run_dir / "SAVE").exists())
+            saved = lib.steps_done(run_dir)
+            lib.wait_for("more steps", lambda: lib.steps_done(run_dir) > saved + 1)
+            (run_dir / "STOP").touch()
+
+        done = self.until_asked(config, run_dir, save_then_stop, ranks=2)
+        saved, last = lib.checkpoints(run_dir)
+        self.assertLess(int(saved.name.removeprefix("step-")), done)
+        for folder in (saved, last):
+            self.assertEqual(lib.tatara(["ckpt", "verify", folder]).status, 0)
+
+
+if __name__ == "__main__":
+    lib.main()
