@@ -2,6 +2,7 @@
 #include "metrics.h"
 
 #include "err.h"
+#include "log.h"
 
 #include <errno.h>
 #include <jansson.h>
@@ -54,17 +55,24 @@ void metrics_close(struct metrics *metrics)
     metrics->file = NULL;
 }
 
-/* Writes one JSON object as a line and frees it. */
+/* Writes one JSON object as a line and frees it. A full disk must not end a run that goes on computing: it is warned of
+ * once, and the next line that can be written starts afresh. */
 static int write_line(struct metrics *metrics, json_t *object)
 {
     if (!object) FAIL(ERR_SYSTEM, "out of memory for a line of metrics.jsonl");
-    int failed = 0;
     if (metrics->file) {
-        failed = json_dumpf(object, metrics->file, JSON_COMPACT | JSON_REAL_PRECISION(17)) != 0;
-        failed = failed || fputc('\n', metrics->file) == EOF || fflush(metrics->file) != 0;
+        bool failed = metrics->failing && fputc('\n', metrics->file) == EOF;
+        failed |= json_dumpf(object, metrics->file, JSON_COMPACT | JSON_REAL_PRECISION(17)) != 0;
+        failed |= fputc('\n', metrics->file) == EOF;
+        failed |= fflush(metrics->file) != 0;
+        if (failed && !metrics->failing) {
+            log_warn("%s/metrics.jsonl cannot be written: %s; training goes on without it until it can",
+                     metrics->cfg->run.dir, strerror(errno));
+        }
+        metrics->failing = failed;
+        clearerr(metrics->file);
     }
     json_decref(object);
-    if (failed) FAIL(ERR_SYSTEM, "cannot write %s/metrics.jsonl: %s", metrics->cfg->run.dir, strerror(errno));
     return 0;
 }
 

@@ -9,7 +9,8 @@
 
 struct metrics {
     const struct config *cfg;
-    void *file; /* FILE of metrics.jsonl, on rank 0 */
+    void *file;   /* FILE of metrics.jsonl, on rank 0 */
+    bool failing; /* the last line could not be written */
     double flops_per_token;
     double peak_flops;        /* measured rate of a large matrix product, all ranks together */
     double mark_s;            /* start of the interval */
