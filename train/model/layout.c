@@ -11,7 +11,7 @@
 /* Logits of one chunk take about so much; larger chunks gain nothing. But each chunk reads the whole classifier and adds to
  * its whole gradient, so with a large vocabulary fewer rows than this would only move memory. */
 #define LOGITS_BYTES (32 << 20)
-#define LOGITS_ROWS_MIN 128
+#define LOGITS_ROWS_MIN 256
 
 static struct tensor weight_view(const struct model *m, int unit, enum param_id id)
 {
