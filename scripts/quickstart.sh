@@ -176,7 +176,7 @@ $(unigram_entropy); a trained model's lead over that is what it learnt of the la
   $out/sample.txt       what the model writes
 
 To try next:
-  build/tatara sample --ckpt $checkpoint --prompt 'インターネット' --temperature 0.5
+  build/tatara sample --ckpt $checkpoint --prompt 'インターネット' --temperature 0.6
   build/tatara train --help-config                              every option of a run
   mpirun -n 2 build/tatara train $config run.dir=runs/longer run.steps=2000
   README.md, "A first run of your own"                          with your own text

@@ -57,11 +57,15 @@ def html_to_text(page, xpath):
 
 
 def tidy(text):
-    """Takes back what Markdown escapes and what line wrapping in the sources left between Japanese characters."""
+    """Takes back what Markdown escapes and what line wrapping in the sources left between Japanese characters, and leaves
+    out indentation and lines without Japanese: code, tables and synopses, on which a small model would spend most of
+    its few minutes."""
     text = re.sub(r"\\([-+.*_#>|\[\]()])", r"\1", text)
-    text = re.sub(f"(?<={WIDE}) +(?={WIDE})", "", text)
-    text = re.sub(r"[ \t\u200b]+$", "", text, flags=re.MULTILINE)
-    return re.sub(r"\n{3,}", "\n\n", text).strip()
+    text = re.sub(r"[ \t\u200b]+", " ", text)
+    text = re.sub(f"(?<={WIDE}) (?={WIDE})", "", text)
+    lines = [line.strip() for line in text.split("\n")]
+    kept = [line for line in lines if not line or re.search(JAPANESE, line)]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(kept)).strip()
 
 
 def japanese_share(text):
