@@ -117,7 +117,7 @@ draw_curve() {
 
 sample() {
     is_made $out/sample.txt "$checkpoint" && return
-    build/tatara sample --ckpt "$checkpoint" --tokens 120 \
+    build/tatara sample --ckpt "$checkpoint" --tokens 120 --temperature 0.6 \
         --prompt '# 名前' --prompt 'このコマンドは' --prompt 'ファイルを' | tee $out/sample.part
     mv $out/sample.part $out/sample.txt
 }
