@@ -89,6 +89,7 @@ struct device_table {
     /* Fills dev->state for local device number `index`. */
     int (*open)(struct device *dev, int index);
     void (*close)(struct device *dev);
+    void (*describe)(struct device *dev, char *text, size_t text_bytes);
     /* Device memory, 128-byte aligned, zeroed. */
     int (*alloc)(struct device *dev, size_t bytes, void **data);
     void (*free)(struct device *dev, void *data, size_t bytes);
@@ -107,6 +108,8 @@ struct device_table {
 };
 
 extern const struct device_table cpu_table;
+/* The table of kernels/cuda, NULL in a build without it: which, is decided when the program is linked. */
+const struct device_table *cuda_backend(void);
 
 /* Opens the device of this kind. threads: OpenMP threads (CPU). Fails with ERR_DEVICE, saying what is missing. */
 int device_open(struct device *dev, enum device_kind kind, int index, int threads);

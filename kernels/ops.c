@@ -22,10 +22,13 @@ const char *dtype_name(enum dtype dtype)
 
 int device_open(struct device *dev, enum device_kind kind, int index, int threads)
 {
-    if (kind == DEVICE_CUDA) FAIL(ERR_DEVICE, "this build has no CUDA backend; use device=cpu");
+    const struct device_table *table = kind == DEVICE_CUDA ? cuda_backend() : &cpu_table;
+    *dev = (struct device){.kind = kind};
+    if (!table) FAIL(ERR_DEVICE, "this build has no CUDA backend; build with TATARA_CUDA=ON, or use device=cpu");
     TRY(cpu_isa_check()); /* first of all, before any vector instruction */
     if (threads < 1) FAIL(ERR_BUG, "device_open: %d threads", threads);
-    *dev = (struct device){.kind = kind, .table = &cpu_table, .threads = threads};
+    dev->table = table;
+    dev->threads = threads;
     TRY(dev->table->open(dev, index));
     return 0;
 }
@@ -38,7 +41,7 @@ void device_close(struct device *dev)
 
 void device_describe(struct device *dev, char *text, size_t text_bytes)
 {
-    snprintf(text, text_bytes, "CPU, %s, %d thread%s", cpu_isa_name(), dev->threads, dev->threads == 1 ? "" : "s");
+    dev->table->describe(dev, text, text_bytes);
 }
 
 /* ---- checks ---- */

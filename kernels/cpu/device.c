@@ -1,5 +1,6 @@
 /* The CPU device: host memory, and the table of ops made from ops.def. Ops run to their end before they return, so
  * upload, download and sync have nothing to wait for. */
+#include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -28,6 +29,11 @@ static void device_close_cpu(struct device *dev)
     cpu_products_close(state->products);
     free(state);
     dev->state = NULL;
+}
+
+static void device_describe_cpu(struct device *dev, char *text, size_t text_bytes)
+{
+    snprintf(text, text_bytes, "CPU, %s, %d thread%s", cpu_isa_name(), dev->threads, dev->threads == 1 ? "" : "s");
 }
 
 static int device_alloc(struct device *dev, size_t bytes, void **data)
@@ -73,6 +79,7 @@ const struct device_table cpu_table = {
     .name = "cpu",
     .open = device_open_cpu,
     .close = device_close_cpu,
+    .describe = device_describe_cpu,
     .alloc = device_alloc,
     .free = device_free,
     .upload = device_copy,

@@ -1,0 +1,140 @@
+/* The CUDA device: opening and describing it, its memory, its one stream, and the table of ops made from ops.def. */
+#include "cuda.cuh"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+/* Enough for cuBLASLt on Hopper, and for the partial sums of every op; the same on all GPUs, since how sums are cut
+ * depends on it. */
+#define WORKSPACE_BYTES ((size_t)64 << 20)
+
+int cuda_failed(const char *file, int line, const char *call, cudaError_t error)
+{
+    return err_raise(ERR_DEVICE, file, line, "CUDA: %s: %s (%s)", call, cudaGetErrorString(error),
+                     cudaGetErrorName(error));
+}
+
+/* What keeps this machine from running on a GPU, in one line. */
+static int refuse_device(int index, int devices, cudaError_t error)
+{
+    int driver = 0;
+    if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0)
+        FAIL(ERR_DEVICE, "no NVIDIA driver is loaded on this machine; install it, or use device=cpu");
+    if (error != cudaSuccess || devices == 0)
+        FAIL(ERR_DEVICE, "no GPU: %s. Check nvidia-smi and CUDA_VISIBLE_DEVICES, or use device=cpu",
+             cudaGetErrorString(error));
+    FAIL(ERR_DEVICE, "GPU %d was asked for, and this machine shows %d (CUDA_VISIBLE_DEVICES may hide some)", index,
+         devices);
+}
+
+/* Fills the state of a GPU that is there. */
+static int open_state(struct cuda_state *state)
+{
+    struct cudaDeviceProp prop;
+    CHECK_CUDA(cudaSetDevice(state->index));
+    CHECK_CUDA(cudaGetDeviceProperties(&prop, state->index));
+    if (prop.major < 8)
+        FAIL(ERR_DEVICE, "%s has compute capability %d.%d; 8.0 (A100) is the least that works", prop.name, prop.major,
+             prop.minor);
+    state->sms = prop.multiProcessorCount;
+    state->major = prop.major;
+    state->minor = prop.minor;
+    state->shared_max_bytes = prop.sharedMemPerBlockOptin;
+    snprintf(state->name, sizeof state->name, "%s", prop.name);
+    CHECK_CUDA(cudaStreamCreateWithFlags(&state->stream, cudaStreamNonBlocking));
+    return cuda_matmul_open(&state->matmul);
+}
+
+static void device_close_cuda(struct device *dev)
+{
+    struct cuda_state *state = cuda_state_of(dev);
+    if (!state) return;
+    cuda_matmul_close(state->matmul);
+    if (state->stream) (void)cudaStreamDestroy(state->stream);
+    free(state);
+    dev->state = NULL;
+}
+
+static int device_open_cuda(struct device *dev, int index)
+{
+    int devices = 0;
+    const cudaError_t error = cudaGetDeviceCount(&devices);
+    if (error != cudaSuccess || index < 0 || index >= devices) return refuse_device(index, devices, error);
+    dev->state = calloc(1, sizeof(struct cuda_state));
+    if (!dev->state) FAIL(ERR_SYSTEM, "no memory for the state of the CUDA device");
+    cuda_state_of(dev)->index = index;
+    const int rc = open_state(cuda_state_of(dev));
+    if (rc) device_close_cuda(dev);
+    return rc;
+}
+
+static void device_describe_cuda(struct device *dev, char *text, size_t text_bytes)
+{
+    const struct cuda_state *state = cuda_state_of(dev);
+    snprintf(text, text_bytes, "CUDA device %d, %s, sm_%d%d, %d SMs", state->index, state->name, state->major,
+             state->minor, state->sms);
+}
+
+static int device_sync(struct device *dev)
+{
+    CHECK_CUDA(cudaStreamSynchronize(cuda_state_of(dev)->stream));
+    return 0;
+}
+
+static void device_free(struct device *dev, void *data, size_t bytes)
+{
+    (void)dev, (void)bytes;
+    (void)cudaFree(data);
+}
+
+static int device_alloc(struct device *dev, size_t bytes, void **data)
+{
+    size_t available = 0, total = 0;
+    *data = NULL;
+    CHECK_CUDA(cudaMemGetInfo(&available, &total));
+    const cudaError_t error = cudaMalloc(data, bytes > 0 ? bytes : 1);
+    if (error == cudaErrorMemoryAllocation) {
+        (void)cudaGetLastError(); /* else the next launch would report it */
+        FAIL(ERR_DEVICE,
+             "cannot get %zu bytes of GPU memory: %zu of %zu are free. Use a smaller micro-batch, or more GPUs.",
+             bytes, available, total);
+    }
+    CHECK_CUDA(error);
+    const cudaError_t cleared = cudaMemsetAsync(*data, 0, bytes > 0 ? bytes : 1, cuda_state_of(dev)->stream);
+    if (cleared == cudaSuccess) return 0;
+    device_free(dev, *data, bytes);
+    *data = NULL;
+    return cuda_failed(__FILE__, __LINE__, "cudaMemsetAsync", cleared);
+}
+
+static int device_upload(struct device *dev, void *to_device, const void *from_host, size_t bytes)
+{
+    CHECK_CUDA(cudaMemcpyAsync(to_device, from_host, bytes, cudaMemcpyHostToDevice, cuda_state_of(dev)->stream));
+    return device_sync(dev);
+}
+
+static int device_download(struct device *dev, void *to_host, const void *from_device, size_t bytes)
+{
+    CHECK_CUDA(cudaMemcpyAsync(to_host, from_device, bytes, cudaMemcpyDeviceToHost, cuda_state_of(dev)->stream));
+    return device_sync(dev);
+}
+
+static size_t device_workspace_bytes(struct device *dev)
+{
+    (void)dev;
+    return WORKSPACE_BYTES;
+}
+
+/* In the order of struct device_table, since C++17 has no designated initialisers. */
+static const struct device_table cuda_table = {
+    "cuda",        device_open_cuda, device_close_cuda, device_describe_cuda, device_alloc,           device_free,
+    device_upload, device_download,  device_sync,       cuda_pack_bytes,      device_workspace_bytes,
+#define OP(name, params, args) cuda_##name,
+#include "ops.def"
+#undef OP
+};
+
+extern "C" const struct device_table *cuda_backend(void)
+{
+    return &cuda_table;
+}

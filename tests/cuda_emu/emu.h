@@ -1,0 +1,69 @@
+/* Private to the sources of the emulation: errors, and what AddressSanitizer is told about fibers. */
+#ifndef CUDA_EMU_PRIVATE_H
+#define CUDA_EMU_PRIVATE_H
+
+#include <cuda_runtime.h>
+
+/* The most dynamic shared memory that a block may be given, as on sm_90. */
+constexpr size_t emu_shared_max_bytes = 227 << 10;
+
+/* ---- errors (runtime.cc) ---- */
+
+/* Keeps an error for cudaGetLastError and returns it, or the device's fault if there is one. */
+cudaError_t emu_error(cudaError_t error);
+/* Makes this the text of cudaErrorLaunchFailure, which everything returns from now on. */
+void emu_device_fault(const char *format, ...) __attribute__((format(printf, 1, 2)));
+bool emu_has_fault();
+
+/* ---- streams (stream.cc) ---- */
+
+/* Runs everything that is queued, on all streams. */
+void emu_finish_all();
+/* Runs what a call on the default stream waits for: all streams but those made with cudaStreamNonBlocking. */
+void emu_finish_blocking();
+/* Forgets what is queued. */
+void emu_drop_all();
+
+/* ---- stacks that AddressSanitizer should know of ---- */
+
+struct sanitizer_stack {
+    const void *bottom;
+    size_t bytes;
+};
+
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+
+/* Before a switch to the stack given. */
+static inline void sanitizer_leave(void **fake_stack, const void *bottom, size_t bytes)
+{
+    __sanitizer_start_switch_fiber(fake_stack, bottom, bytes);
+}
+
+/* After the switch; `from`, if not null, is told the stack that was left. */
+static inline void sanitizer_enter(void *fake_stack, sanitizer_stack *from)
+{
+    __sanitizer_finish_switch_fiber(fake_stack, from ? &from->bottom : nullptr, from ? &from->bytes : nullptr);
+}
+
+/* The frames on this stack will never be returned to. */
+static inline void sanitizer_forget(const void *bottom, size_t bytes)
+{
+    __asan_unpoison_memory_region(bottom, bytes);
+}
+#else
+static inline void sanitizer_leave(void **, const void *, size_t)
+{
+}
+
+static inline void sanitizer_enter(void *, sanitizer_stack *)
+{
+}
+
+static inline void sanitizer_forget(const void *, size_t)
+{
+}
+#endif
+
+#endif

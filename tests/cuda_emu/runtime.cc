@@ -1,0 +1,242 @@
+/* The emulated device itself: its properties, its memory, errors and faults.
+ *
+ * Device memory is the host's, from an allocation of its own each, so that AddressSanitizer sees accesses past its end
+ * and after cudaFree. It is filled with bytes 0xff, NaN as f32 and bf16, since CUDA's holds no values either.
+ *
+ * The environment variable CUDA_EMU_DEVICES is the number of devices, 8 without it.
+ *
+ * Threads: one host thread. */
+#include "emu.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include <algorithm>
+#include <map>
+#include <vector>
+
+enum { MEMORY_ALIGN = 256 };
+static const size_t memory_total_bytes = (size_t)16 << 30;
+
+static cudaError_t last_error = cudaSuccess;
+static char fault_text[1024]; /* empty: the device is well */
+static int device_now;
+static size_t memory_used_bytes;
+
+static std::map<const char *, size_t> &allocations()
+{
+    static std::map<const char *, size_t> bytes; /* by address */
+    return bytes;
+}
+
+/* ---- errors ---- */
+
+bool emu_has_fault()
+{
+    return fault_text[0] != '\0';
+}
+
+void emu_device_fault(const char *format, ...)
+{
+    if (emu_has_fault()) return;
+    va_list args;
+    va_start(args, format);
+    vsnprintf(fault_text, sizeof fault_text, format, args);
+    va_end(args);
+}
+
+cudaError_t emu_error(cudaError_t error)
+{
+    if (emu_has_fault()) error = cudaErrorLaunchFailure;
+    if (error != cudaSuccess && error != cudaErrorNotReady) last_error = error;
+    return error;
+}
+
+cudaError_t cudaGetLastError()
+{
+    const cudaError_t error = emu_has_fault() ? cudaErrorLaunchFailure : last_error;
+    last_error = cudaSuccess;
+    return error;
+}
+
+cudaError_t cudaPeekAtLastError()
+{
+    return emu_has_fault() ? cudaErrorLaunchFailure : last_error;
+}
+
+#define EMU_ERRORS(X)                                                  \
+    X(cudaSuccess, "no error")                                         \
+    X(cudaErrorInvalidValue, "invalid argument")                       \
+    X(cudaErrorMemoryAllocation, "out of memory")                      \
+    X(cudaErrorInvalidConfiguration, "invalid configuration argument") \
+    X(cudaErrorNoDevice, "no CUDA-capable device is detected")         \
+    X(cudaErrorInvalidDevice, "invalid device ordinal")                \
+    X(cudaErrorInvalidResourceHandle, "invalid resource handle")       \
+    X(cudaErrorNotReady, "device not ready")                           \
+    X(cudaErrorLaunchFailure, fault_text)
+
+const char *cudaGetErrorName(cudaError_t error)
+{
+#define X(name, text) \
+    if (error == name) return #name;
+    EMU_ERRORS(X)
+#undef X
+    return "unknown error";
+}
+
+const char *cudaGetErrorString(cudaError_t error)
+{
+#define X(name, text) \
+    if (error == name) return text;
+    EMU_ERRORS(X)
+#undef X
+    return "unknown error";
+}
+
+/* ---- devices ---- */
+
+cudaError_t cudaGetDeviceCount(int *count)
+{
+    const char *wanted = getenv("CUDA_EMU_DEVICES");
+    *count = wanted ? (int)strtol(wanted, nullptr, 10) : 8;
+    return emu_error(*count > 0 ? cudaSuccess : cudaErrorNoDevice);
+}
+
+cudaError_t cudaSetDevice(int device)
+{
+    int count = 0;
+    const cudaError_t error = cudaGetDeviceCount(&count);
+    if (error != cudaSuccess) return error;
+    if (device < 0 || device >= count) return emu_error(cudaErrorInvalidDevice);
+    device_now = device;
+    return emu_error(cudaSuccess);
+}
+
+cudaError_t cudaGetDevice(int *device)
+{
+    *device = device_now;
+    return emu_error(cudaSuccess);
+}
+
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp *prop, int device)
+{
+    (void)device;
+    *prop = {};
+    snprintf(prop->name, sizeof prop->name, "an emulated GPU on the CPU");
+    prop->totalGlobalMem = memory_total_bytes;
+    prop->sharedMemPerBlockOptin = emu_shared_max_bytes;
+    prop->major = 9;
+    prop->multiProcessorCount = 4;
+    return emu_error(cudaSuccess);
+}
+
+cudaError_t cudaDriverGetVersion(int *version)
+{
+    *version = 13000;
+    return emu_error(cudaSuccess);
+}
+
+cudaError_t cudaRuntimeGetVersion(int *version)
+{
+    return cudaDriverGetVersion(version);
+}
+
+cudaError_t cudaDeviceReset()
+{
+    emu_drop_all();
+    fault_text[0] = '\0';
+    last_error = cudaSuccess;
+    return cudaSuccess;
+}
+
+/* ---- memory ---- */
+
+/* True when [data, data + bytes) lies in one piece of device memory. */
+static bool on_device(const void *data, size_t bytes)
+{
+    const char *at = static_cast<const char *>(data);
+    auto next = allocations().upper_bound(at);
+    if (next == allocations().begin()) return false;
+    --next;
+    const size_t offset = (size_t)(at - next->first);
+    return offset <= next->second && bytes <= next->second - offset;
+}
+
+cudaError_t cudaMalloc(void **data, size_t bytes)
+{
+    *data = nullptr;
+    if (bytes == 0) return emu_error(cudaSuccess);
+    if (bytes > memory_total_bytes - memory_used_bytes || posix_memalign(data, MEMORY_ALIGN, bytes) != 0)
+        return emu_error(cudaErrorMemoryAllocation);
+    memset(*data, 0xff, bytes);
+    allocations()[static_cast<char *>(*data)] = bytes;
+    memory_used_bytes += bytes;
+    return emu_error(cudaSuccess);
+}
+
+cudaError_t cudaFree(void *data)
+{
+    if (!data) return emu_error(cudaSuccess);
+    emu_finish_all();
+    const auto found = allocations().find(static_cast<char *>(data));
+    if (found == allocations().end()) return emu_error(cudaErrorInvalidValue);
+    memory_used_bytes -= found->second;
+    allocations().erase(found);
+    free(data);
+    return emu_error(cudaSuccess);
+}
+
+cudaError_t cudaMallocHost(void **data, size_t bytes)
+{
+    *data = malloc(bytes > 0 ? bytes : 1);
+    return emu_error(*data ? cudaSuccess : cudaErrorMemoryAllocation);
+}
+
+cudaError_t cudaFreeHost(void *data)
+{
+    emu_finish_all();
+    free(data);
+    return emu_error(cudaSuccess);
+}
+
+cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total_bytes)
+{
+    *free_bytes = memory_total_bytes - memory_used_bytes;
+    *total_bytes = memory_total_bytes;
+    return emu_error(cudaSuccess);
+}
+
+/* Both sides are looked at when the copy runs, which may be long after the call. */
+cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream)
+{
+    const bool to_device = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
+    const bool from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
+    if (kind != cudaMemcpyDefault && (to_device != on_device(to, bytes) || from_device != on_device(from, bytes)))
+        return emu_error(cudaErrorInvalidValue);
+    cuda_emu_queue(stream, [=] {
+        memmove(to, from, bytes);
+        return true;
+    });
+    return emu_error(cudaSuccess);
+}
+
+cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, cudaMemcpyKind kind)
+{
+    return cudaMemcpyAsync(to, from, bytes, kind, nullptr);
+}
+
+cudaError_t cudaMemsetAsync(void *data, int value, size_t bytes, cudaStream_t stream)
+{
+    if (!on_device(data, bytes)) return emu_error(cudaErrorInvalidValue);
+    cuda_emu_queue(stream, [=] {
+        memset(data, value, bytes);
+        return true;
+    });
+    return emu_error(cudaSuccess);
+}
+
+cudaError_t cudaMemset(void *data, int value, size_t bytes)
+{
+    return cudaMemsetAsync(data, value, bytes, nullptr);
+}
