@@ -77,9 +77,12 @@ static inline int cuda_launched(const char *file, int line, const char *kernel)
  * error, to be used as TRY(CUDA_LAUNCH(…)). A kernel with several template arguments goes in parentheses:
  * (norm_fwd<T, true>). More than 48 KiB of shared_bytes needs cuda_allow_shared before it. */
 #ifdef __CUDACC__
-#define CUDA_LAUNCH(dev, kernel, grid, block, shared_bytes, ...)                                   \
-    ((kernel) < < < (grid), (block), (shared_bytes), cuda_state_of(dev)->stream >>> (__VA_ARGS__), \
+/* clang-format does not know <<< in a macro. */
+/* clang-format off */
+#define CUDA_LAUNCH(dev, kernel, grid, block, shared_bytes, ...)                             \
+    ((kernel)<<<(grid), (block), (shared_bytes), cuda_state_of(dev)->stream>>>(__VA_ARGS__), \
      cuda_launched(__FILE__, __LINE__, #kernel))
+/* clang-format on */
 #else
 #define CUDA_LAUNCH(dev, kernel, grid, block, shared_bytes, ...)                                                   \
     (cuda_emu_launch((kernel), #kernel, (grid), (block), (shared_bytes), cuda_state_of(dev)->stream, __VA_ARGS__), \
