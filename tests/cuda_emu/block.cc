@@ -33,6 +33,14 @@ struct launch {
     cuda_emu_body body;
 };
 
+/* A copy that a thread has asked for and not waited for. */
+struct async_copy {
+    unsigned char *to;
+    const void *from;
+    size_t bytes, total_bytes;
+    unsigned long group;
+};
+
 /* A stack, and the thread of the block that runs on it. */
 struct fiber {
     context::fcontext_t context;
@@ -42,6 +50,8 @@ struct fiber {
     const char *waits_in; /* the primitive, for the description of a fault */
     cuda_emu_place place;
     void *fake_stack; /* AddressSanitizer's */
+    std::deque<async_copy> copies;
+    unsigned long group; /* that its next copies belong to */
 };
 
 /* The lanes of a warp that have come to a primitive so far. */
@@ -209,6 +219,7 @@ static void fiber_main(context::transfer_t from)
             self->thread = (int)i;
             self->index = {i % blockDim.x, row % blockDim.y, row / blockDim.y};
             threadIdx = self->index;
+            self->copies.clear();
             now.grid->body();
             now.finished++;
         }
@@ -297,6 +308,45 @@ void cuda_emu_meet(const char *what, unsigned mask, void *arg, void (*meet)(void
     fiber_wait(self);
 }
 
+/* ---- asynchronous copies ---- */
+
+static void copy_now(const async_copy &copy)
+{
+    memcpy(copy.to, copy.from, copy.bytes);
+    memset(copy.to + copy.bytes, 0, copy.total_bytes - copy.bytes);
+}
+
+void cuda_emu_copy_later(void *to, const void *from, size_t bytes, size_t total_bytes)
+{
+    fiber *const self = now.current;
+    const uintptr_t bits = reinterpret_cast<uintptr_t>(to) | (bytes > 0 ? reinterpret_cast<uintptr_t>(from) : 0);
+    if (bytes > total_bytes || bits % total_bytes != 0) {
+        cuda_emu_fault("an asynchronous copy of %zu of %zu bytes from %p to %p, which must be multiples of its size",
+                       bytes, total_bytes, from, to);
+    }
+    const async_copy copy = {static_cast<unsigned char *>(to), from, bytes, total_bytes, self->group};
+    if (launches & 1)
+        copy_now(copy);
+    else
+        self->copies.push_back(copy);
+}
+
+void cuda_emu_copy_commit()
+{
+    now.current->group++;
+}
+
+void cuda_emu_copy_wait(size_t pending)
+{
+    fiber *const self = now.current;
+    while (!self->copies.empty() && self->copies.front().group + pending < self->group) {
+        copy_now(self->copies.front());
+        self->copies.pop_front();
+    }
+}
+
+/* ---- blocks and grids ---- */
+
 /* Nobody can go on: some wait for others that have ended, or wait elsewhere. */
 static void fault_deadlock()
 {
@@ -310,8 +360,6 @@ static void fault_deadlock()
     }
     now.faulted = true;
 }
-
-/* ---- blocks and grids ---- */
 
 /* After a fault fibers hang in the middle of the kernel; they start afresh. */
 static void abandon_block()

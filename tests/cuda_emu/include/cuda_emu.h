@@ -51,6 +51,12 @@ void cuda_emu_barrier(cuda_emu_place place);
  * and then all go on. */
 void cuda_emu_meet(const char *what, unsigned mask, void *arg, void (*meet)(void *const *args, unsigned mask),
                    cuda_emu_place place);
+/* The calling thread's asynchronous copies (cp.async): `bytes` from `from`, then zeros up to `total_bytes`. Copies are
+ * grouped by commit; wait returns when at most `pending` groups of this thread are not done. In one launch they are done
+ * when they are asked for, in the next when they are waited for: both may be seen on a GPU. */
+void cuda_emu_copy_later(void *to, const void *from, size_t bytes, size_t total_bytes);
+void cuda_emu_copy_commit();
+void cuda_emu_copy_wait(size_t pending);
 /* The calling thread's number in its warp. */
 int cuda_emu_lane();
 void *cuda_emu_dynamic_shared();
