@@ -42,7 +42,7 @@ STANDS_ON = {
     "main": ["run"],
     "tests": ["run"],
 }
-SOURCES = {".c", ".h", ".cc", ".cu", ".def"}
+SOURCES = {".c", ".h", ".cc", ".cu", ".cuh", ".def"}
 TEXTS = SOURCES | {".sh", ".py", ".md", ".txt", ".yaml", ".cmake"}
 TOP = ["train", "kernels", "comm", "include", "configs", "tests", "scripts", "CMakeLists.txt", "README.md"]
 
