@@ -90,7 +90,7 @@ static std::vector<std::unique_ptr<fiber>> all_fibers;
 static context::fcontext_t scheduler;
 static sanitizer_stack scheduler_stack;
 static std::vector<unsigned char> dynamic_shared;
-static unsigned long launches;
+static unsigned long launches; /* so far; its lowest bits decide the order in which things run */
 
 static std::map<const void *, size_t> &shared_allowed()
 {
@@ -325,7 +325,7 @@ void cuda_emu_copy_later(void *to, const void *from, size_t bytes, size_t total_
                        bytes, total_bytes, from, to);
     }
     const async_copy copy = {static_cast<unsigned char *>(to), from, bytes, total_bytes, self->group};
-    if (launches & 1)
+    if (launches & 4)
         copy_now(copy);
     else
         self->copies.push_back(copy);
@@ -373,12 +373,12 @@ static void abandon_block()
     memset(now.meetings, 0, sizeof now.meetings);
 }
 
-static void run_block()
+static void run_block(bool descending)
 {
     now.number++;
     now.threads = (int)(blockDim.x * blockDim.y * blockDim.z);
     now.started = now.finished = now.at_barrier = 0;
-    now.descending = (launches ^ now.number) & 1;
+    now.descending = descending;
     now.eager = launches & 2;
     now.ready.clear();
     shared_begin();
@@ -412,7 +412,7 @@ static bool run_grid(const launch &grid)
     for (uint64_t i = 0; i < blocks && !now.faulted; i++) {
         const uint64_t at = launches & 4 ? blocks - 1 - i : i, row = at / gridDim.x;
         blockIdx = {(unsigned)(at % gridDim.x), (unsigned)(row % gridDim.y), (unsigned)(row / gridDim.y)};
-        run_block();
+        run_block((launches ^ i) & 1);
     }
     return true;
 }

@@ -15,6 +15,9 @@ cudaError_t emu_error(cudaError_t error);
 void emu_device_fault(const char *format, ...) __attribute__((format(printf, 1, 2)));
 bool emu_has_fault();
 
+/* Faults when something was written just past a piece of device memory. */
+void emu_check_memory();
+
 /* ---- streams (stream.cc) ---- */
 
 /* Runs everything that is queued, on all streams. */
@@ -47,10 +50,21 @@ static inline void sanitizer_enter(void *fake_stack, sanitizer_stack *from)
     __sanitizer_finish_switch_fiber(fake_stack, from ? &from->bottom : nullptr, from ? &from->bytes : nullptr);
 }
 
-/* The frames on this stack will never be returned to. */
-static inline void sanitizer_forget(const void *bottom, size_t bytes)
+/* This memory is anybody's again: a stack whose frames are never returned to, or memory to be given back. */
+static inline void sanitizer_forget(const void *begin, size_t bytes)
 {
-    __asan_unpoison_memory_region(bottom, bytes);
+    __asan_unpoison_memory_region(begin, bytes);
+}
+
+/* Nobody is to touch this memory. */
+static inline void sanitizer_forbid(const void *begin, size_t bytes)
+{
+    __asan_poison_memory_region(begin, bytes);
+}
+
+static inline bool sanitizer_forbids(const void *at)
+{
+    return __asan_address_is_poisoned(at);
 }
 #else
 static inline void sanitizer_leave(void **, const void *, size_t)
@@ -63,6 +77,15 @@ static inline void sanitizer_enter(void *, sanitizer_stack *)
 
 static inline void sanitizer_forget(const void *, size_t)
 {
+}
+
+static inline void sanitizer_forbid(const void *, size_t)
+{
+}
+
+static inline bool sanitizer_forbids(const void *)
+{
+    return false;
 }
 #endif
 

@@ -1,7 +1,8 @@
 /* The emulated device itself: its properties, its memory, errors and faults.
  *
- * Device memory is the host's, from an allocation of its own each, so that AddressSanitizer sees accesses past its end
- * and after cudaFree. It is filled with bytes 0xff, NaN as f32 and bf16, since CUDA's holds no values either.
+ * Device memory is the host's, filled with bytes 0xff, NaN as f32 and bf16, since CUDA's holds no values either. What
+ * is written just past a piece of it is found when something waits for the device; AddressSanitizer, where it is on,
+ * finds reads, too, at once, and all uses after cudaFree.
  *
  * The environment variable CUDA_EMU_DEVICES is the number of devices, 8 without it.
  *
@@ -16,7 +17,7 @@
 #include <map>
 #include <vector>
 
-enum { MEMORY_ALIGN = 256 };
+enum { MEMORY_ALIGN = 256, MEMORY_GUARD_BYTES = 1024 };
 static const size_t memory_total_bytes = (size_t)16 << 30;
 
 static cudaError_t last_error = cudaSuccess;
@@ -163,13 +164,28 @@ static bool on_device(const void *data, size_t bytes)
     return offset <= next->second && bytes <= next->second - offset;
 }
 
+void emu_check_memory()
+{
+    for (const auto &one : allocations()) {
+        const char *const guard = one.first + one.second;
+        if (sanitizer_forbids(guard)) continue; /* it watches by itself */
+        for (int i = 0; i < MEMORY_GUARD_BYTES; i++)
+            if (guard[i] != (char)0xff) {
+                emu_device_fault("a kernel wrote %d bytes past the end of %zu bytes of device memory", i, one.second);
+                break;
+            }
+    }
+}
+
 cudaError_t cudaMalloc(void **data, size_t bytes)
 {
     *data = nullptr;
     if (bytes == 0) return emu_error(cudaSuccess);
-    if (bytes > memory_total_bytes - memory_used_bytes || posix_memalign(data, MEMORY_ALIGN, bytes) != 0)
+    if (bytes > memory_total_bytes - memory_used_bytes ||
+        posix_memalign(data, MEMORY_ALIGN, bytes + MEMORY_GUARD_BYTES) != 0)
         return emu_error(cudaErrorMemoryAllocation);
-    memset(*data, 0xff, bytes);
+    memset(*data, 0xff, bytes + MEMORY_GUARD_BYTES);
+    sanitizer_forbid(static_cast<char *>(*data) + bytes, MEMORY_GUARD_BYTES);
     allocations()[static_cast<char *>(*data)] = bytes;
     memory_used_bytes += bytes;
     return emu_error(cudaSuccess);
@@ -179,9 +195,11 @@ cudaError_t cudaFree(void *data)
 {
     if (!data) return emu_error(cudaSuccess);
     emu_finish_all();
+    emu_check_memory();
     const auto found = allocations().find(static_cast<char *>(data));
     if (found == allocations().end()) return emu_error(cudaErrorInvalidValue);
     memory_used_bytes -= found->second;
+    sanitizer_forget(found->first + found->second, MEMORY_GUARD_BYTES);
     allocations().erase(found);
     free(data);
     return emu_error(cudaSuccess);

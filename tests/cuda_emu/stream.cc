@@ -138,6 +138,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream)
         finish(stream);
     else
         emu_finish_blocking();
+    emu_check_memory();
     return emu_error(cudaSuccess);
 }
 
@@ -151,6 +152,7 @@ cudaError_t cudaStreamQuery(cudaStream_t stream)
 cudaError_t cudaDeviceSynchronize()
 {
     emu_finish_all();
+    emu_check_memory();
     return emu_error(cudaSuccess);
 }
 
