@@ -15,8 +15,8 @@ extern "C" {
 #include <cmocka.h>
 }
 
-#include "cuda.cuh"
-#include "ptx.cuh"
+#include "../../kernels/cuda/cuda.cuh"
+#include "../../kernels/cuda/ptx.cuh"
 
 enum { LAUNCHES = 8, N = 128 };
 
