@@ -15,6 +15,8 @@ cudaError_t emu_error(cudaError_t error);
 void emu_device_fault(const char *format, ...) __attribute__((format(printf, 1, 2)));
 bool emu_has_fault();
 
+/* True when [data, data + bytes) lies in one piece of device memory. */
+bool emu_on_device(const void *data, size_t bytes);
 /* Faults when something was written just past a piece of device memory. */
 void emu_check_memory();
 
@@ -24,6 +26,8 @@ void emu_check_memory();
 void emu_finish_all();
 /* Runs what a call on the default stream waits for: all streams but those made with cudaStreamNonBlocking. */
 void emu_finish_blocking();
+/* Runs at most one item of each stream: for those who wait for something else meanwhile. */
+void emu_step_all();
 /* Forgets what is queued. */
 void emu_drop_all();
 

@@ -153,8 +153,7 @@ cudaError_t cudaDeviceReset()
 
 /* ---- memory ---- */
 
-/* True when [data, data + bytes) lies in one piece of device memory. */
-static bool on_device(const void *data, size_t bytes)
+bool emu_on_device(const void *data, size_t bytes)
 {
     const char *at = static_cast<const char *>(data);
     auto next = allocations().upper_bound(at);
@@ -230,7 +229,8 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpy
 {
     const bool to_device = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
     const bool from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
-    if (kind != cudaMemcpyDefault && (to_device != on_device(to, bytes) || from_device != on_device(from, bytes)))
+    if (kind != cudaMemcpyDefault &&
+        (to_device != emu_on_device(to, bytes) || from_device != emu_on_device(from, bytes)))
         return emu_error(cudaErrorInvalidValue);
     cuda_emu_queue(stream, [=] {
         memmove(to, from, bytes);
@@ -246,7 +246,7 @@ cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, cudaMemcpyKind 
 
 cudaError_t cudaMemsetAsync(void *data, int value, size_t bytes, cudaStream_t stream)
 {
-    if (!on_device(data, bytes)) return emu_error(cudaErrorInvalidValue);
+    if (!emu_on_device(data, bytes)) return emu_error(cudaErrorInvalidValue);
     cuda_emu_queue(stream, [=] {
         memset(data, value, bytes);
         return true;

@@ -68,15 +68,20 @@ static bool step(cuda_emu_stream *stream)
     return true;
 }
 
+void emu_step_all()
+{
+    bool moved = false;
+    for (cuda_emu_stream *stream : streams())
+        moved = step(stream) || moved;
+    if (!moved) sched_yield();
+}
+
 /* Runs the stream until `done`. When it stands still, because ranks wait for each other, all others move. */
 template <class Done> static void run_until(cuda_emu_stream *stream, Done done)
 {
     while (!done()) {
         if (step(stream)) continue;
-        bool moved = false;
-        for (cuda_emu_stream *other : streams())
-            moved = step(other) || moved;
-        if (!moved) sched_yield();
+        emu_step_all();
     }
 }
 

@@ -464,10 +464,10 @@ static float over_streams(bool produced_event, bool consumed_event)
     cudaEventCreateWithFlags(&used, cudaEventDisableTiming);
     RUN(set, 1, N, 0, maker, x, 1.0f);
     cudaEventRecord(made, maker);
-    if (produced_event) cudaStreamWaitEvent(user, made);
+    if (produced_event) cudaStreamWaitEvent(user, made, 0);
     RUN(twice, 1, N, 0, user, y, x);
     cudaEventRecord(used, user);
-    if (consumed_event) cudaStreamWaitEvent(maker, used);
+    if (consumed_event) cudaStreamWaitEvent(maker, used, 0);
     RUN(set, 1, N, 0, maker, x, 3.0f);
     if (produced_event) cudaStreamSynchronize(maker); /* so far the user was not waited for */
     cudaMemcpyAsync(got, y, sizeof got, cudaMemcpyDeviceToHost, user);

@@ -1,0 +1,27 @@
+# The CUDA backend for machines without CUDA: the very files of kernels/cuda, compiled by the host's compiler against the
+# headers in include/, and run by the sources here. No test needs nvcc or a GPU.
+#   tatara_device_emu  the backend; a program is linked with it as with tatara_device_cuda
+#   tatara_nccl_emu    NCCL, and an MPI that lets the emulated GPU work while its rank waits
+find_package(Boost 1.74 REQUIRED COMPONENTS context)
+set(EMU ${CMAKE_CURRENT_LIST_DIR})
+
+add_library(tatara_cuda_emu STATIC ${EMU}/block.cc ${EMU}/cublaslt.cc ${EMU}/runtime.cc ${EMU}/stream.cc)
+target_include_directories(tatara_cuda_emu BEFORE PUBLIC ${EMU}/include)
+target_compile_options(tatara_cuda_emu PRIVATE -march=${TATARA_ARCH} $<$<NOT:$<BOOL:${TATARA_SANITIZE}>>:-O3>)
+target_link_libraries(tatara_cuda_emu PUBLIC tatara_flags Boost::context)
+
+file(GLOB TATARA_CUDA_SOURCES CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/kernels/cuda/*.cu)
+# 16 bytes are moved as one float4 or uint4, whatever they hold; the house's headers use C's compound literals; #pragma
+# unroll is nvcc's. (Options of sources come after those of targets.)
+set_source_files_properties(${TATARA_CUDA_SOURCES} ${EMU}/test_emu.cc PROPERTIES LANGUAGE CXX COMPILE_OPTIONS
+  "-fno-strict-aliasing;-Wno-pedantic;-Wno-c++20-extensions;-Wno-unknown-pragmas")
+add_library(tatara_device_emu OBJECT ${TATARA_CUDA_SOURCES})
+target_compile_options(tatara_device_emu PRIVATE -march=${TATARA_ARCH})
+target_link_libraries(tatara_device_emu PUBLIC tatara_kernels tatara_cuda_emu)
+
+add_library(tatara_nccl_emu OBJECT ${EMU}/nccl.cc ${EMU}/mpi_wait.cc)
+target_compile_definitions(tatara_nccl_emu PRIVATE OMPI_SKIP_MPICXX MPICH_SKIP_MPICXX) # no use for MPI's C++ classes
+target_link_libraries(tatara_nccl_emu PUBLIC tatara_cuda_emu MPI::MPI_C)
+
+tatara_test(test_emu LABEL cuda SOURCES ${EMU}/test_emu.cc LINKS tatara_device_emu)
+tatara_test(test_nccl LABEL cuda RANKS 1 2 3 SOURCES ${EMU}/test_nccl.c LINKS tatara_nccl_emu TIMEOUT 60)
