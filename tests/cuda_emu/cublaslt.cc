@@ -37,6 +37,7 @@ struct cuda_emu_layout {
 
 struct cuda_emu_preference {
     uint64_t workspace_bytes = 0;
+    uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE; /* those that an algorithm may use */
 };
 
 /* A matrix in memory. */
@@ -330,8 +331,14 @@ cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t p
                                                     size_t bytes)
 {
     uint32_t alignment = 0;
-    return attribute == CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES ? take(preference->workspace_bytes, value, bytes)
-                                                                 : take(alignment, value, bytes);
+    switch (attribute) {
+    case CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES:
+        return take(preference->workspace_bytes, value, bytes);
+    case CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK:
+        return take(preference->reductions, value, bytes);
+    default:
+        return take(alignment, value, bytes);
+    }
 }
 
 cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t desc, cublasLtMatrixLayout_t a,
@@ -342,7 +349,8 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDe
     *found = 0;
     if (wanted < 1 || !shapes_fit(*desc, *a, *b, *c, *d)) return CUBLAS_STATUS_INVALID_VALUE;
     if (!epilogue_fits(*desc, *d)) return CUBLAS_STATUS_NOT_SUPPORTED;
-    const int offered = preference->workspace_bytes < split_workspace_bytes ? 1 : 2;
+    const bool splits = preference->reductions & CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
+    const int offered = splits && preference->workspace_bytes >= split_workspace_bytes ? 2 : 1;
     *found = std::min(wanted, offered);
     for (int i = 0; i < *found; i++) {
         results[i] = {};

@@ -1,0 +1,430 @@
+/* Matrix products by cuBLASLt, with sums in fp32: fp32 inputs are multiplied as fp32, never as TF32.
+ *
+ * cuBLASLt's matrices are column-major, and a row-major matrix is the column-major one of its transpose; so y = A·B is
+ * asked for as yᵀ = Bᵀ·Aᵀ, b first, and nothing is transposed in memory. b is read as it is: pack has nothing to do.
+ *
+ * How a product is computed is a plan, made when its shape first comes and kept until the device closes. cuBLASLt's
+ * heuristic offers algorithms, of which those that sum parts of k with atomics, or in less than fp32, are not asked
+ * for. The first one sets the bits of the result: it is the same for the same shapes, GPU and library. Of the others,
+ * only those that give the same bits on pseudo-random matrices are kept, and the fastest of these is taken. So a clock
+ * decides how long a product takes, but never what comes out: another process, on another rank or after a resume,
+ * gets the same bits whatever its measurements were.
+ *
+ * A row's bits may depend on how many rows there are, since another shape is another plan; the other ops promise more
+ * (ops.h). */
+#include "cuda.cuh"
+
+#include <cublasLt.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define THREADS 256
+#define CANDIDATES 8
+#define TIMED_RUNS 4
+#define SCRATCH_ALIGNMENT ((size_t)256)
+
+/* What makes two calls the same product. No padding: keys are compared as bytes. */
+struct matmul_key {
+    int64_t m, n, k;
+    uint32_t act, y_type;               /* dtypes */
+    uint32_t flags, biased;             /* biased: by cuBLASLt's epilogue */
+    uint32_t align_y, align_a, align_b; /* bytes that the data's addresses are multiples of, 16 at most */
+    uint32_t reserved;
+};
+
+struct matmul_plan {
+    struct matmul_key key;
+    cublasLtMatmulDesc_t desc;
+    cublasLtMatrixLayout_t a, b, y;
+    cublasLtMatmulAlgo_t algo;
+    size_t workspace_bytes; /* that the algorithm uses */
+};
+
+struct cuda_matmul {
+    cublasLtHandle_t lt;
+    struct matmul_plan *plans;
+    int count, room;
+};
+
+/* The data of one call. */
+struct operands {
+    void *y;
+    const void *a, *b, *bias;
+};
+
+static int cublas_failed(const char *file, int line, const char *call, cublasStatus_t status)
+{
+    return err_raise(ERR_DEVICE, file, line, "cuBLASLt: %s: %s", call, cublasLtGetStatusString(status));
+}
+
+#define CHECK_CUBLAS(call)                                                   \
+    do {                                                                     \
+        const cublasStatus_t cublas_status_ = (call);                        \
+        if (cublas_status_ != CUBLAS_STATUS_SUCCESS)                         \
+            return cublas_failed(__FILE__, __LINE__, #call, cublas_status_); \
+    } while (0)
+
+int cuda_matmul_open(struct cuda_matmul **matmul)
+{
+    *matmul = static_cast<struct cuda_matmul *>(calloc(1, sizeof **matmul));
+    if (!*matmul) FAIL(ERR_SYSTEM, "no memory for the state of matmul");
+    CHECK_CUBLAS(cublasLtCreate(&(*matmul)->lt));
+    return 0;
+}
+
+static void plan_free(struct matmul_plan *plan)
+{
+    if (plan->y) (void)cublasLtMatrixLayoutDestroy(plan->y);
+    if (plan->b) (void)cublasLtMatrixLayoutDestroy(plan->b);
+    if (plan->a) (void)cublasLtMatrixLayoutDestroy(plan->a);
+    if (plan->desc) (void)cublasLtMatmulDescDestroy(plan->desc);
+}
+
+void cuda_matmul_close(struct cuda_matmul *matmul)
+{
+    if (!matmul) return;
+    for (int i = 0; i < matmul->count; i++)
+        plan_free(&matmul->plans[i]);
+    free(matmul->plans);
+    if (matmul->lt) (void)cublasLtDestroy(matmul->lt);
+    free(matmul);
+}
+
+/* ---- small kernels ---- */
+
+/* The finaliser of MurmurHash3 (Appleby 2011), a bijection of 64 bits. */
+__device__ static inline uint64_t scramble(uint64_t x)
+{
+    x = (x ^ x >> 33) * 0xff51afd7ed558ccdu;
+    x = (x ^ x >> 33) * 0xc4ceb9fe1a85ec53u;
+    return x ^ x >> 33;
+}
+
+/* x[i] = pseudo-random numbers in [−1, 1). */
+template <class T> __global__ void fill_random(T *x, int64_t elems)
+{
+    for (int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x; i < elems; i += (int64_t)gridDim.x * THREADS)
+        x[i] = cuda_from_f32<T>((float)(int32_t)(scramble((uint64_t)i) >> 32) * 0x1p-31f);
+}
+
+/* *digest += a sum over all elements' bits and places; integers, so in any order. */
+template <class T> __global__ void add_digest(unsigned long long *digest, const T *x, int64_t elems)
+{
+    unsigned long long sum = 0;
+    for (int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x; i < elems; i += (int64_t)gridDim.x * THREADS)
+        sum += scramble(((uint64_t)i << 32) ^ __float_as_uint(cuda_to_f32(x[i])));
+    atomicAdd(digest, sum);
+}
+
+/* y[row, column] += bias[column]. */
+template <class Y, class T> __global__ void add_bias(Y *y, const T *bias, int64_t elems, int64_t width)
+{
+    for (int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x; i < elems; i += (int64_t)gridDim.x * THREADS)
+        y[i] = cuda_from_f32<Y>(cuda_to_f32(y[i]) + cuda_to_f32(bias[i % width]));
+}
+
+static int launch_add_bias(struct device *dev, struct tensor y, struct tensor bias)
+{
+    const int64_t elems = tensor_elems(y), width = y.shape[1];
+    CUDA_BY_TYPE(y.dtype, Y,
+                 CUDA_BY_TYPE(bias.dtype, T,
+                              TRY(CUDA_LAUNCH(dev, (add_bias<Y, T>), cuda_blocks(elems, THREADS), THREADS, 0,
+                                              cuda_data<Y>(y), cuda_data<T>(bias), elems, width))));
+    return 0;
+}
+
+/* ---- plans ---- */
+
+static cudaDataType_t cublas_type(uint32_t dtype)
+{
+    return dtype == DT_BF16 ? CUDA_R_16BF : CUDA_R_32F;
+}
+
+static uint32_t alignment(const void *data)
+{
+    const uintptr_t bits = reinterpret_cast<uintptr_t>(data) | 16;
+    return (uint32_t)(bits & (~bits + 1));
+}
+
+static void plan_take(struct matmul_plan *plan, const cublasLtMatmulHeuristicResult_t *result)
+{
+    plan->algo = result->algo;
+    plan->workspace_bytes = result->workspaceSize;
+}
+
+/* Queues the product. */
+static cublasStatus_t plan_run(const struct device *dev, const struct matmul_plan *plan, struct operands data)
+{
+    const float alpha = 1, beta = plan->key.flags & MATMUL_ADD ? 1 : 0;
+    const struct cuda_state *state = cuda_state_of(dev);
+    if (plan->key.biased) {
+        const cublasStatus_t status = cublasLtMatmulDescSetAttribute(plan->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER,
+                                                                     &data.bias, sizeof data.bias);
+        if (status != CUBLAS_STATUS_SUCCESS) return status;
+    }
+    return cublasLtMatmul(state->matmul->lt, plan->desc, &alpha, data.b, plan->b, data.a, plan->a, &beta, data.y,
+                          plan->y, data.y, plan->y, &plan->algo, dev->workspace, plan->workspace_bytes,
+                          state->stream);
+}
+
+/* Describes the product to cuBLASLt. */
+static int plan_describe(struct matmul_plan *plan)
+{
+    const struct matmul_key key = plan->key;
+    const bool ta = key.flags & MATMUL_TA, tb = key.flags & MATMUL_TB;
+    const cublasOperation_t op_a = ta ? CUBLAS_OP_T : CUBLAS_OP_N, op_b = tb ? CUBLAS_OP_T : CUBLAS_OP_N;
+    const cublasLtEpilogue_t epilogue = key.biased ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
+    const cudaDataType_t act = cublas_type(key.act);
+    const int64_t a_cols = ta ? key.m : key.k, b_cols = tb ? key.k : key.n; /* of the row-major matrices */
+    CHECK_CUBLAS(cublasLtMatmulDescCreate(&plan->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+    CHECK_CUBLAS(cublasLtMatmulDescSetAttribute(plan->desc, CUBLASLT_MATMUL_DESC_TRANSA, &op_b, sizeof op_b));
+    CHECK_CUBLAS(cublasLtMatmulDescSetAttribute(plan->desc, CUBLASLT_MATMUL_DESC_TRANSB, &op_a, sizeof op_a));
+    CHECK_CUBLAS(
+        cublasLtMatmulDescSetAttribute(plan->desc, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue));
+    CHECK_CUBLAS(cublasLtMatrixLayoutCreate(&plan->a, act, (uint64_t)a_cols, (uint64_t)(ta ? key.k : key.m), a_cols));
+    CHECK_CUBLAS(cublasLtMatrixLayoutCreate(&plan->b, act, (uint64_t)b_cols, (uint64_t)(tb ? key.n : key.k), b_cols));
+    CHECK_CUBLAS(
+        cublasLtMatrixLayoutCreate(&plan->y, cublas_type(key.y_type), (uint64_t)key.n, (uint64_t)key.m, key.n));
+    return 0;
+}
+
+/* What an algorithm may use, and the addresses it must do with. */
+static int set_preference(cublasLtMatmulPreference_t preference, const struct device *dev,
+                          const struct matmul_key *key)
+{
+    const uint64_t workspace = dev->workspace_bytes;
+    const uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE; /* or none */
+    CHECK_CUBLAS(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                                                      &workspace, sizeof workspace));
+    CHECK_CUBLAS(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+                                                      &reductions, sizeof reductions));
+    CHECK_CUBLAS(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
+                                                      &key->align_b, sizeof key->align_b));
+    CHECK_CUBLAS(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+                                                      &key->align_a, sizeof key->align_a));
+    CHECK_CUBLAS(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
+                                                      &key->align_y, sizeof key->align_y));
+    CHECK_CUBLAS(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
+                                                      &key->align_y, sizeof key->align_y));
+    return 0;
+}
+
+/* The heuristic's algorithms that may be taken, best first; *found of them. */
+static int find_algorithms(const struct device *dev, const struct matmul_plan *plan,
+                           cublasLtMatmulHeuristicResult_t *results, int *found)
+{
+    cublasLtMatmulPreference_t preference = NULL;
+    CHECK_CUBLAS(cublasLtMatmulPreferenceCreate(&preference));
+    const int rc = set_preference(preference, dev, &plan->key);
+    cublasStatus_t status = CUBLAS_STATUS_SUCCESS;
+    *found = 0;
+    if (!rc)
+        status = cublasLtMatmulAlgoGetHeuristic(cuda_state_of(dev)->matmul->lt, plan->desc, plan->b, plan->a, plan->y,
+                                                plan->y, preference, CANDIDATES, results, found);
+    (void)cublasLtMatmulPreferenceDestroy(preference);
+    if (rc) return rc;
+    if (status != CUBLAS_STATUS_SUCCESS || *found == 0) {
+        const struct matmul_key key = plan->key;
+        FAIL(ERR_UNSUPPORTED, "cuBLASLt has no algorithm for [%lld, %lld] · [%lld, %lld], flags %u: %s",
+             (long long)key.m, (long long)key.k, (long long)key.k, (long long)key.n, (unsigned)key.flags,
+             cublasLtGetStatusString(status));
+    }
+    return 0;
+}
+
+/* ---- choosing by measurement ---- */
+
+/* Matrices to try algorithms on, in memory of their own: a call's own y may be added to only once. */
+struct trial {
+    char *memory;
+    struct operands data;
+    unsigned long long *digests; /* one for each candidate */
+    size_t bytes, y_bytes;
+    cudaEvent_t start, stop;
+};
+
+static size_t padded(size_t bytes)
+{
+    return (bytes + SCRATCH_ALIGNMENT - 1) / SCRATCH_ALIGNMENT * SCRATCH_ALIGNMENT;
+}
+
+/* Makes the memory and events of a trial; *got is false when the GPU has no memory left for it. */
+static int trial_open(const struct matmul_key *key, struct trial *trial, bool *got)
+{
+    const size_t a_bytes = padded((size_t)(key->m * key->k) * dtype_bytes((enum dtype)key->act));
+    const size_t b_bytes = padded((size_t)(key->k * key->n) * dtype_bytes((enum dtype)key->act));
+    const size_t digest_bytes = padded(CANDIDATES * sizeof *trial->digests);
+    trial->y_bytes = padded((size_t)(key->m * key->n) * dtype_bytes((enum dtype)key->y_type));
+    trial->bytes = a_bytes + b_bytes + trial->y_bytes + digest_bytes;
+    const cudaError_t error = cudaMalloc(reinterpret_cast<void **>(&trial->memory), trial->bytes);
+    *got = error == cudaSuccess;
+    if (error == cudaErrorMemoryAllocation) {
+        (void)cudaGetLastError(); /* else the next launch would report it */
+        return 0;
+    }
+    CHECK_CUDA(error);
+    trial->data.a = trial->memory;
+    trial->data.b = trial->data.bias = trial->memory + a_bytes; /* any n numbers do for a bias */
+    trial->data.y = trial->memory + a_bytes + b_bytes;
+    trial->digests = reinterpret_cast<unsigned long long *>(trial->memory + a_bytes + b_bytes + trial->y_bytes);
+    CHECK_CUDA(cudaEventCreateWithFlags(&trial->start, cudaEventDefault));
+    CHECK_CUDA(cudaEventCreateWithFlags(&trial->stop, cudaEventDefault));
+    return 0;
+}
+
+static void trial_close(struct trial *trial)
+{
+    if (trial->stop) (void)cudaEventDestroy(trial->stop);
+    if (trial->start) (void)cudaEventDestroy(trial->start);
+    if (trial->memory) (void)cudaFree(trial->memory);
+}
+
+/* Digests of what each candidate makes of the same matrices, on the host; 0 for one that does not run. */
+static int trial_digest(struct device *dev, struct matmul_plan *plan, const struct trial *trial,
+                        const cublasLtMatmulHeuristicResult_t *results, int found, unsigned long long *digests)
+{
+    const cudaStream_t stream = cuda_state_of(dev)->stream;
+    const struct matmul_key key = plan->key;
+    const size_t inputs = (size_t)(static_cast<const char *>(trial->data.y) - trial->memory);
+    const int64_t elems = (int64_t)(inputs / dtype_bytes((enum dtype)key.act)), y_elems = key.m * key.n;
+    CUDA_BY_TYPE(key.act, T,
+                 TRY(CUDA_LAUNCH(dev, fill_random<T>, cuda_blocks(elems, THREADS), THREADS, 0,
+                                 reinterpret_cast<T *>(trial->memory), elems)));
+    CHECK_CUDA(cudaMemsetAsync(trial->digests, 0, CANDIDATES * sizeof *trial->digests, stream));
+    for (int i = 0; i < found; i++) {
+        plan_take(plan, &results[i]);
+        CHECK_CUDA(cudaMemsetAsync(trial->data.y, 0, trial->y_bytes, stream));
+        if (plan_run(dev, plan, trial->data) != CUBLAS_STATUS_SUCCESS) continue;
+        CUDA_BY_TYPE(key.y_type, T,
+                     TRY(CUDA_LAUNCH(dev, add_digest<T>, cuda_blocks(y_elems, THREADS), THREADS, 0,
+                                     trial->digests + i, static_cast<const T *>(trial->data.y), y_elems)));
+    }
+    CHECK_CUDA(
+        cudaMemcpyAsync(digests, trial->digests, CANDIDATES * sizeof *digests, cudaMemcpyDeviceToHost, stream));
+    CHECK_CUDA(cudaStreamSynchronize(stream));
+    return 0;
+}
+
+/* Milliseconds that the plan's algorithm takes. */
+static int trial_time(const struct device *dev, const struct matmul_plan *plan, const struct trial *trial, float *ms)
+{
+    const cudaStream_t stream = cuda_state_of(dev)->stream;
+    CHECK_CUDA(cudaEventRecord(trial->start, stream));
+    for (int i = 0; i < TIMED_RUNS; i++)
+        CHECK_CUBLAS(plan_run(dev, plan, trial->data));
+    CHECK_CUDA(cudaEventRecord(trial->stop, stream));
+    CHECK_CUDA(cudaEventSynchronize(trial->stop));
+    CHECK_CUDA(cudaEventElapsedTime(ms, trial->start, trial->stop));
+    return 0;
+}
+
+/* The fastest of the algorithms that give the first one's bits; *best is its number. */
+static int trial_run(struct device *dev, struct matmul_plan *plan, const struct trial *trial,
+                     const cublasLtMatmulHeuristicResult_t *results, int found, int *best)
+{
+    unsigned long long digests[CANDIDATES];
+    float best_ms = INFINITY;
+    TRY(trial_digest(dev, plan, trial, results, found, digests));
+    for (int i = 0; i < found; i++) {
+        float ms = 0;
+        if (digests[i] != digests[0]) continue;
+        plan_take(plan, &results[i]);
+        TRY(trial_time(dev, plan, trial, &ms));
+        if (ms >= best_ms) continue;
+        best_ms = ms;
+        *best = i;
+    }
+    return 0;
+}
+
+/* Chooses the plan's algorithm. Waits for the device; where it has no memory to spare for trials, the first is taken,
+ * with the same results. */
+static int plan_choose(struct device *dev, struct matmul_plan *plan)
+{
+    cublasLtMatmulHeuristicResult_t results[CANDIDATES];
+    struct trial trial = {};
+    int found = 0, best = 0;
+    bool got = false;
+    TRY(find_algorithms(dev, plan, results, &found));
+    int rc = found > 1 ? trial_open(&plan->key, &trial, &got) : 0;
+    if (!rc && got) rc = trial_run(dev, plan, &trial, results, found, &best);
+    trial_close(&trial);
+    plan_take(plan, &results[best]);
+    return rc;
+}
+
+/* The plan of a product, made if it is not there. Valid until the next call. */
+static int plan_of(struct device *dev, const struct matmul_key *key, const struct matmul_plan **plan)
+{
+    struct cuda_matmul *const matmul = cuda_state_of(dev)->matmul;
+    for (int i = 0; i < matmul->count; i++)
+        if (memcmp(&matmul->plans[i].key, key, sizeof *key) == 0) {
+            *plan = &matmul->plans[i];
+            return 0;
+        }
+    if (matmul->count == matmul->room) {
+        const int room = matmul->room > 0 ? 2 * matmul->room : 64;
+        void *const plans = realloc(matmul->plans, (size_t)room * sizeof *matmul->plans);
+        if (!plans) FAIL(ERR_SYSTEM, "no memory for the plans of %d matrix products", room);
+        matmul->plans = static_cast<struct matmul_plan *>(plans);
+        matmul->room = room;
+    }
+    struct matmul_plan made = {};
+    made.key = *key;
+    int rc = plan_describe(&made);
+    if (!rc) rc = plan_choose(dev, &made);
+    if (rc) {
+        plan_free(&made);
+        return rc;
+    }
+    matmul->plans[matmul->count] = made;
+    *plan = &matmul->plans[matmul->count++];
+    return 0;
+}
+
+/* ---- the ops ---- */
+
+size_t cuda_pack_bytes(struct device *dev, struct tensor b, bool tb)
+{
+    (void)dev, (void)b, (void)tb;
+    return 0;
+}
+
+extern "C" int cuda_pack(struct device *dev, struct tensor packed, struct tensor b, bool tb)
+{
+    (void)dev, (void)packed, (void)b, (void)tb;
+    return 0;
+}
+
+extern "C" int cuda_matmul(struct device *dev, struct tensor y, struct tensor a, struct tensor b,
+                           struct tensor packed, struct tensor bias, unsigned flags)
+{
+    (void)packed;
+    const int64_t m = y.shape[0], n = y.shape[1], k = a.shape[flags & MATMUL_TA ? 0 : 1];
+    /* The epilogue's bias must have y's type; of another, it is added afterwards. */
+    const bool biased = tensor_given(bias) && bias.dtype == y.dtype && k > 0;
+    const struct matmul_key key = {m,
+                                   n,
+                                   k,
+                                   (uint32_t)a.dtype,
+                                   (uint32_t)y.dtype,
+                                   flags,
+                                   biased,
+                                   alignment(y.data),
+                                   alignment(a.data),
+                                   alignment(b.data),
+                                   0};
+    const struct matmul_plan *plan = NULL;
+    if (m == 0 || n == 0) return 0;
+    if (m > INT32_MAX || n > INT32_MAX || k > INT32_MAX)
+        FAIL(ERR_UNSUPPORTED, "matmul: [%lld, %lld, %lld] has a side of more than 2^31 − 1", (long long)m,
+             (long long)n, (long long)k);
+    if (k > 0) {
+        TRY(plan_of(dev, &key, &plan));
+        CHECK_CUBLAS(plan_run(dev, plan, {y.data, a.data, b.data, bias.data}));
+    } else if (!(flags & MATMUL_ADD)) {
+        CHECK_CUDA(cudaMemsetAsync(y.data, 0, tensor_bytes(y), cuda_state_of(dev)->stream));
+    }
+    return tensor_given(bias) && !biased ? launch_add_bias(dev, y, bias) : 0;
+}
