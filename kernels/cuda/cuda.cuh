@@ -192,6 +192,12 @@ template <> __device__ inline bf16 cuda_from_f32<bf16>(float x)
 
 #define CUDA_PIECE 8
 
+/* The grid of a kernel whose threads take a piece of a row each: tiles of columns × rows, which take turns. */
+static inline dim3 cuda_row_grid(int64_t rows, int64_t width, int64_t threads)
+{
+    return dim3((unsigned)cuda_div_up(width, threads * CUDA_PIECE), (unsigned)cuda_min(rows, (int64_t)65535));
+}
+
 /* Two bf16 in a 32-bit word, the first one in the low half, as floats. */
 __device__ inline void cuda_unpack_bf16(float &low, float &high, unsigned word)
 {
