@@ -2,7 +2,8 @@
  * for each thread that has to wait (cuda_emu.h). Fibers are Boost.Context's; ucontext's would do but for the system call
  * in every switch. They and their stacks are made when first needed and kept.
  *
- * Threads: one host thread, which is the scheduler; fibers return to it whenever they wait. */
+ * Threads: one host thread, the scheduler. A fiber that waits lets another one run that can go on, or the
+ * scheduler. */
 #include "emu.h"
 
 #include <boost/context/detail/fcontext.hpp>
@@ -43,8 +44,9 @@ struct async_copy {
 
 /* A stack, and the thread of the block that runs on it. */
 struct fiber {
-    context::fcontext_t context;
+    context::fcontext_t context; /* while it does not run */
     char *stack;
+    sanitizer_stack bounds; /* of the stack, for AddressSanitizer */
     int thread;
     uint3 index;
     const char *waits_in; /* the primitive, for the description of a fault */
@@ -76,7 +78,6 @@ struct block_state {
     bool descending; /* the order in which threads start and are released */
     bool eager;      /* released threads come before threads that have not started */
     bool faulted;
-    fiber *current;
     std::deque<fiber *> ready;
     std::vector<fiber *> idle;
     fiber *waiting[THREADS_MAX]; /* at the barrier, by thread */
@@ -87,8 +88,8 @@ struct block_state {
 
 static block_state now;
 static std::vector<std::unique_ptr<fiber>> all_fibers;
-static context::fcontext_t scheduler;
-static sanitizer_stack scheduler_stack;
+static fiber scheduler; /* the host thread itself, on its own stack */
+static fiber *current = &scheduler;
 static std::vector<unsigned char> dynamic_shared;
 static unsigned long launches; /* so far; its lowest bits decide the order in which things run */
 
@@ -100,17 +101,21 @@ static std::map<const void *, size_t> &shared_allowed()
 
 /* ---- shared memory ---- */
 
+/* What guard zones are filled with, as often as in the largest. */
+static const unsigned char *guard_bytes_wanted()
+{
+    static const std::vector<unsigned short> pattern(shared_guard_bytes / sizeof guard_pattern, guard_pattern);
+    return reinterpret_cast<const unsigned char *>(pattern.data());
+}
+
 static void guard_fill(unsigned char *zone, size_t bytes)
 {
-    for (size_t i = 0; i < bytes; i += sizeof guard_pattern)
-        memcpy(zone + i, &guard_pattern, sizeof guard_pattern);
+    memcpy(zone, guard_bytes_wanted(), bytes);
 }
 
 static bool guard_intact(const unsigned char *zone, size_t bytes)
 {
-    for (size_t i = 0; i < bytes; i += sizeof guard_pattern)
-        if (memcmp(zone + i, &guard_pattern, sizeof guard_pattern) != 0) return false;
-    return true;
+    return memcmp(zone, guard_bytes_wanted(), bytes) == 0;
 }
 
 static unsigned char *dynamic_data()
@@ -167,6 +172,9 @@ static void fiber_main(context::transfer_t from);
 static void fiber_reset(fiber *f)
 {
     sanitizer_forget(f->stack, stack_bytes);
+    f->bounds = {f->stack, stack_bytes};
+    f->fake_stack = nullptr;
+    f->waits_in = nullptr;
     f->context = context::make_fcontext(f->stack + stack_bytes, stack_bytes, fiber_main);
 }
 
@@ -185,32 +193,49 @@ static fiber *fiber_new()
     return f;
 }
 
-/* From the scheduler into a fiber, until it waits or has nothing more to do. */
-static void fiber_resume(fiber *f)
+/* What comes after every switch: `from` says who ran before. */
+static void arrive(fiber *self, context::transfer_t from)
 {
-    void *fake_stack = nullptr;
-    now.current = f;
-    sanitizer_leave(&fake_stack, f->stack, stack_bytes);
-    const context::transfer_t back = context::jump_fcontext(f->context, f);
-    sanitizer_enter(fake_stack, nullptr);
-    if (!now.faulted) f->context = back.fctx;
+    fiber *const left = static_cast<fiber *>(from.data);
+    left->context = from.fctx;
+    sanitizer_enter(self->fake_stack, &left->bounds);
+    current = self;
+    threadIdx = self->index;
 }
 
-/* From a fiber into the scheduler. */
-static void fiber_wait(fiber *f)
+/* Lets `to` run, until somebody switches back. */
+static void switch_to(fiber *to)
 {
-    sanitizer_leave(&f->fake_stack, scheduler_stack.bottom, scheduler_stack.bytes);
-    scheduler = context::jump_fcontext(scheduler, nullptr).fctx;
-    sanitizer_enter(f->fake_stack, &scheduler_stack);
-    threadIdx = f->index;
+    fiber *const self = current;
+    current = to;
+    sanitizer_leave(&self->fake_stack, to->bounds);
+    arrive(self, context::jump_fcontext(to->context, self));
+}
+
+/* The fiber whose turn it is among those that can go on; null when it is another thread's turn to start, or nobody's. */
+static fiber *take_ready()
+{
+    if (now.ready.empty() || (!now.eager && now.started < now.threads)) return nullptr;
+    fiber *const next = now.ready.front();
+    now.ready.pop_front();
+    return next;
+}
+
+/* The calling thread of the block waits in a primitive until it is released. */
+static void wait_in(const char *what, cuda_emu_place place)
+{
+    current->waits_in = what;
+    current->place = place;
+    fiber *const self = current, *const next = take_ready();
+    if (next != self) switch_to(next ? next : &scheduler);
+    self->waits_in = nullptr;
 }
 
 /* Runs threads of the block that have not started, until it is another fiber's turn; again for each block. */
 static void fiber_main(context::transfer_t from)
 {
-    fiber *const self = static_cast<fiber *>(from.data);
-    scheduler = from.fctx;
-    sanitizer_enter(nullptr, &scheduler_stack);
+    fiber *const self = current;
+    arrive(self, from);
     for (;;) {
         while (now.started < now.threads && (!now.eager || now.ready.empty())) {
             const unsigned i = (unsigned)(now.descending ? now.threads - 1 - now.started : now.started);
@@ -224,7 +249,7 @@ static void fiber_main(context::transfer_t from)
             now.finished++;
         }
         now.idle.push_back(self);
-        fiber_wait(self);
+        switch_to(&scheduler);
     }
 }
 
@@ -238,7 +263,7 @@ void cuda_emu_fault(const char *format, ...)
     emu_device_fault("kernel %s, block (%u, %u, %u), thread (%u, %u, %u): %s", now.grid->name, blockIdx.x, blockIdx.y,
                      blockIdx.z, threadIdx.x, threadIdx.y, threadIdx.z, text);
     now.faulted = true;
-    fiber_wait(now.current);
+    switch_to(&scheduler);
     abort(); /* the scheduler never returns to this fiber */
 }
 
@@ -254,32 +279,30 @@ static void release(fiber *const *fibers, int n)
 
 void cuda_emu_barrier(cuda_emu_place place)
 {
-    fiber *const self = now.current;
-    if (now.at_barrier > 0 && (now.barrier.line != place.line || strcmp(now.barrier.file, place.file) != 0)) {
+    fiber *const self = current;
+    if (now.at_barrier > 0 && (now.barrier.line != place.line || now.barrier.file != place.file)) {
         cuda_emu_fault("it waits in __syncthreads at %s:%d while other threads of the block wait in the one at %s:%d",
                        place.file, place.line, now.barrier.file, now.barrier.line);
     }
     now.barrier = place;
     now.waiting[self->thread] = self;
-    self->waits_in = "__syncthreads";
-    self->place = place;
     if (++now.at_barrier == now.threads) {
         now.at_barrier = 0;
         now.descending = !now.descending;
         release(now.waiting, now.threads);
     }
-    fiber_wait(self);
+    wait_in("__syncthreads", place);
 }
 
 int cuda_emu_lane()
 {
-    return now.current->thread % WARP;
+    return current->thread % WARP;
 }
 
 void cuda_emu_meet(const char *what, unsigned mask, void *arg, void (*meet)(void *const *args, unsigned mask),
                    cuda_emu_place place)
 {
-    fiber *const self = now.current;
+    fiber *const self = current;
     const int lane = self->thread % WARP, warp = self->thread / WARP;
     if (!(mask >> lane & 1)) {
         cuda_emu_fault("%s:%d: %s with mask %08x, which does not name the calling lane %d", place.file, place.line,
@@ -303,9 +326,7 @@ void cuda_emu_meet(const char *what, unsigned mask, void *arg, void (*meet)(void
         m.arrived = 0;
         return;
     }
-    self->waits_in = what;
-    self->place = place;
-    fiber_wait(self);
+    wait_in(what, place);
 }
 
 /* ---- asynchronous copies ---- */
@@ -318,7 +339,7 @@ static void copy_now(const async_copy &copy)
 
 void cuda_emu_copy_later(void *to, const void *from, size_t bytes, size_t total_bytes)
 {
-    fiber *const self = now.current;
+    fiber *const self = current;
     const uintptr_t bits = reinterpret_cast<uintptr_t>(to) | (bytes > 0 ? reinterpret_cast<uintptr_t>(from) : 0);
     if (bytes > total_bytes || bits % total_bytes != 0) {
         cuda_emu_fault("an asynchronous copy of %zu of %zu bytes from %p to %p, which must be multiples of its size",
@@ -333,12 +354,12 @@ void cuda_emu_copy_later(void *to, const void *from, size_t bytes, size_t total_
 
 void cuda_emu_copy_commit()
 {
-    now.current->group++;
+    current->group++;
 }
 
 void cuda_emu_copy_wait(size_t pending)
 {
-    fiber *const self = now.current;
+    fiber *const self = current;
     while (!self->copies.empty() && self->copies.front().group + pending < self->group) {
         copy_now(self->copies.front());
         self->copies.pop_front();
@@ -367,7 +388,6 @@ static void abandon_block()
     now.idle.clear();
     for (const std::unique_ptr<fiber> &one : all_fibers) {
         fiber_reset(one.get());
-        one->waits_in = nullptr;
         now.idle.push_back(one.get());
     }
     memset(now.meetings, 0, sizeof now.meetings);
@@ -383,19 +403,16 @@ static void run_block(bool descending)
     now.ready.clear();
     shared_begin();
     while (now.finished < now.threads && !now.faulted) {
-        fiber *next = nullptr;
-        if (!now.ready.empty() && (now.eager || now.started == now.threads)) {
-            next = now.ready.front();
-            now.ready.pop_front();
-            next->waits_in = nullptr;
-        } else if (now.started < now.threads) {
-            next = now.idle.empty() ? fiber_new() : now.idle.back();
-            if (!now.idle.empty()) now.idle.pop_back();
-        } else {
+        fiber *next = take_ready();
+        if (!next && now.started == now.threads) {
             fault_deadlock();
             break;
         }
-        fiber_resume(next);
+        if (!next && !now.idle.empty()) {
+            next = now.idle.back();
+            now.idle.pop_back();
+        }
+        switch_to(next ? next : fiber_new());
     }
     if (!now.faulted) shared_end();
     if (now.faulted) abandon_block();

@@ -25,3 +25,8 @@ target_link_libraries(tatara_nccl_emu PUBLIC tatara_cuda_emu MPI::MPI_C)
 
 tatara_test(test_emu LABEL cuda SOURCES ${EMU}/test_emu.cc LINKS tatara_device_emu)
 tatara_test(test_nccl LABEL cuda RANKS 1 2 3 SOURCES ${EMU}/test_nccl.c LINKS tatara_nccl_emu TIMEOUT 60)
+tatara_test(test_blas LABEL cuda SOURCES ${EMU}/test_blas.cc LINKS tatara_cuda_emu)
+
+# The whole program, with the emulated GPU for device=cuda.
+add_executable(tatara_emu ${CMAKE_SOURCE_DIR}/train/main.c)
+target_link_libraries(tatara_emu PRIVATE tatara_run tatara_device_emu tatara_nccl_emu)

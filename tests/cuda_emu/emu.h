@@ -43,15 +43,15 @@ struct sanitizer_stack {
 #include <sanitizer/common_interface_defs.h>
 
 /* Before a switch to the stack given. */
-static inline void sanitizer_leave(void **fake_stack, const void *bottom, size_t bytes)
+static inline void sanitizer_leave(void **fake_stack, const sanitizer_stack &to)
 {
-    __sanitizer_start_switch_fiber(fake_stack, bottom, bytes);
+    __sanitizer_start_switch_fiber(fake_stack, to.bottom, to.bytes);
 }
 
-/* After the switch; `from`, if not null, is told the stack that was left. */
+/* After the switch; `from` is told the stack that was left. */
 static inline void sanitizer_enter(void *fake_stack, sanitizer_stack *from)
 {
-    __sanitizer_finish_switch_fiber(fake_stack, from ? &from->bottom : nullptr, from ? &from->bytes : nullptr);
+    __sanitizer_finish_switch_fiber(fake_stack, &from->bottom, &from->bytes);
 }
 
 /* This memory is anybody's again: a stack whose frames are never returned to, or memory to be given back. */
@@ -71,7 +71,7 @@ static inline bool sanitizer_forbids(const void *at)
     return __asan_address_is_poisoned(at);
 }
 #else
-static inline void sanitizer_leave(void **, const void *, size_t)
+static inline void sanitizer_leave(void **, const sanitizer_stack &)
 {
 }
 
