@@ -11,7 +11,7 @@
 #include <algorithm>
 #include <vector>
 
-enum { GELU_BIT = 32, DGELU_BIT = 64, AUX_BIT = 128, BIAS_BIT = 4, BGRAD_BIT = 16 };
+enum { GELU_BIT = 32, DGELU_BIT = 64, AUX_BIT = 128, BIAS_BIT = 4, BGRAD_BIT = 16, PANEL = 64 };
 static const size_t split_workspace_bytes = 4096;
 
 struct cuda_emu_blas {
@@ -105,22 +105,36 @@ static float gelu_derivative(float x)
     return 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * 0.79788456f * (1.0f + 0.134145f * x * x);
 }
 
-/* sums[n] += Σ over k in [begin, end) of a[k]·b[k, n]. */
-static void add_products(float *sums, const float *a, const float *b, int64_t begin, int64_t end, int64_t n)
+/* b, k × n, by panels of 64 columns: element (at, col) lies at [col / 64][at][col % 64], and zeros beyond n. The sums of
+ * a panel's columns fit in registers. */
+static std::vector<float> panels_of(const std::vector<float> &b, int64_t k, int64_t n)
 {
-    for (int64_t k = begin; k < end; k++)
-        for (int64_t i = 0; i < n; i++)
-            sums[i] += a[k] * b[k * n + i];
+    std::vector<float> panels((size_t)((n + PANEL - 1) / PANEL * PANEL * k));
+    for (int64_t at = 0; at < k; at++)
+        for (int64_t col = 0; col < n; col++)
+            panels[(size_t)((col / PANEL * k + at) * PANEL + col % PANEL)] = b[(size_t)(at * n + col)];
+    return panels;
 }
 
-/* A row of D from its sums. */
-static void finish_row(const matmul &call, int batch, int64_t row, const float *sums)
+/* sums[i] += Σ over k in [begin, end) of a[k]·panel[k][i]. */
+static void add_products(float *sums, const float *a, const float *panel, int64_t begin, int64_t end)
+{
+    float parts[PANEL] = {};
+    for (int64_t k = begin; k < end; k++)
+        for (int i = 0; i < PANEL; i++)
+            parts[i] += a[k] * panel[k * PANEL + i];
+    for (int i = 0; i < PANEL; i++)
+        sums[i] += parts[i];
+}
+
+/* A panel's part of a row of D, from its sums. */
+static void finish_row(const matmul &call, int batch, int64_t row, int64_t first, const float *sums)
 {
     const cuda_emu_matmul &desc = call.desc;
     const int epilogue = desc.epilogue;
-    for (int64_t col = 0; col < call.d.layout.cols; col++) {
+    for (int64_t col = first; col < std::min(first + PANEL, call.d.layout.cols); col++) {
         const int64_t aux_at = col * desc.aux_ld + row;
-        float x = call.alpha * sums[col];
+        float x = call.alpha * sums[col - first];
         if (call.beta != 0)
             x += call.beta * load(call.c.data, call.c.layout.type, place_of(call.c.layout, batch, row, col));
         if (epilogue & BIAS_BIT) x += load(desc.bias, call.d.layout.type, row);
@@ -156,14 +170,15 @@ static bool run(const matmul &call)
     for (int batch = 0; batch < call.d.layout.batches; batch++) {
         const std::vector<float> a = gather(call.a, batch, call.desc.op_a), b = gather(call.b, batch, call.desc.op_b);
         const int64_t k = (int64_t)a.size() / m, half = call.split ? k / 2 : 0;
-        for (int64_t row = 0; row < m; row++) {
-            std::vector<float> sums((size_t)n), rest((size_t)n);
-            add_products(sums.data(), &a[(size_t)(row * k)], b.data(), 0, half, n);
-            add_products(rest.data(), &a[(size_t)(row * k)], b.data(), half, k, n);
-            for (size_t i = 0; i < sums.size(); i++)
-                sums[i] += rest[i];
-            finish_row(call, batch, row, sums.data());
-        }
+        const std::vector<float> panels = panels_of(b, k, n);
+        for (int64_t first = 0; first < n; first += PANEL)
+            for (int64_t row = 0; row < m; row++) {
+                const float *const a_row = &a[(size_t)(row * k)], *const panel = &panels[(size_t)(first * k)];
+                float sums[PANEL] = {};
+                add_products(sums, a_row, panel, 0, half);
+                add_products(sums, a_row, panel, half, k);
+                finish_row(call, batch, row, first, sums);
+            }
         if (call.desc.epilogue & bias_gradients) bias_gradient(call, a, b);
     }
     return true;
