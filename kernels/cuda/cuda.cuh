@@ -320,4 +320,7 @@ __device__ inline float cuda_block_max(float x)
 /* elementwise.cu: out[i] += Σ over `rows` of parts[row·width + i], in their order. parts lies in the workspace. */
 int cuda_add_rows(struct device *dev, float *out, const float *parts, int64_t rows, int64_t width);
 
+/* norm.cu: the same, many rows at a time, in an order that depends on the number of rows alone. */
+int cuda_add_columns(struct device *dev, float *out, const float *parts, int64_t rows, int64_t width);
+
 #endif
