@@ -235,6 +235,16 @@ inline float __fmaf_rn(float x, float y, float z)
     return fmaf(x, y, z);
 }
 
+inline float __fdiv_rn(float x, float y)
+{
+    return x / y;
+}
+
+inline float __fsqrt_rn(float x)
+{
+    return sqrtf(x);
+}
+
 inline double __dmul_rn(double x, double y)
 {
     return x * y;
