@@ -273,7 +273,7 @@ extern "C" int cuda_norm_bwd(struct device *dev, struct tensor dx, struct tensor
 /* ---- sums of partial sums ---- */
 
 /* Each warp of a block takes every SUM_WARPS-th row of a tile of CUDA_WARP columns. */
-#define SUM_WARPS 16
+#define SUM_WARPS 32
 
 __global__ void __launch_bounds__(SUM_WARPS *CUDA_WARP)
     add_columns(float *out, const float *parts, int64_t rows, int64_t width)
@@ -282,7 +282,7 @@ __global__ void __launch_bounds__(SUM_WARPS *CUDA_WARP)
     const int warp = (int)threadIdx.x / CUDA_WARP, lane = (int)threadIdx.x % CUDA_WARP;
     const int64_t column = (int64_t)blockIdx.x * CUDA_WARP + lane;
     float sum = 0;
-#pragma unroll 4
+#pragma unroll 8
     for (int64_t row = warp; row < (column < width ? rows : 0); row += SUM_WARPS)
         sum += parts[row * width + column];
     sums[warp][lane] = sum;
