@@ -59,6 +59,14 @@ __device__ inline void ptx_copy(void *shared, const void *from, bool valid)
                  : "memory");
 }
 
+/* The same of 4 bytes. */
+__device__ inline void ptx_copy_word(void *shared, const void *from, bool valid)
+{
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(ptx_shared_address(shared)), "l"(from),
+                 "r"(valid ? 4 : 0)
+                 : "memory");
+}
+
 /* Closes the group of this thread's copies so far. */
 __device__ inline void ptx_copy_commit()
 {
@@ -157,6 +165,11 @@ inline void ptx_load_matrices_transposed(unsigned (&to)[4], const void *row, cud
 inline void ptx_copy(void *shared, const void *from, bool valid)
 {
     cuda_emu_copy_later(shared, from, valid ? 16 : 0, 16);
+}
+
+inline void ptx_copy_word(void *shared, const void *from, bool valid)
+{
+    cuda_emu_copy_later(shared, from, valid ? 4 : 0, 4);
 }
 
 inline void ptx_copy_commit()
