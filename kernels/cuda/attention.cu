@@ -270,34 +270,46 @@ __global__ void store_cache(T *k_cache, T *v_cache, const T *qkv, const int32_t 
 }
 
 /* One block for each head of each new token. It takes as many keys at a time as it has threads: each thread computes one
- * key's score, then each sums over all of them in columns of its own. */
+ * key's score, then each sums over all of them, in their order, in columns of its own. */
 template <class T>
 __global__ void __launch_bounds__(CACHED_THREADS)
     attend_cache(T *o, const T *k_cache, const T *v_cache, const T *qkv, const int32_t *pos, attention_shape shape,
-                 int64_t cache_len)
+                 int64_t cache_len, bool aligned)
 {
     CUDA_SHARED(float, q, [ATTENTION_HEAD_MAX]);
+    CUDA_SHARED(float, scores, [CACHED_THREADS]);
     CUDA_SHARED(float, p, [CACHED_THREADS]);
     const int64_t token = blockIdx.x / shape.heads, kv_width = (int64_t)shape.kv_heads * shape.head_dim;
     const int head = (int)(blockIdx.x % shape.heads), thread = (int)threadIdx.x, d = shape.head_dim;
     const int64_t base = token / shape.seq_len * cache_len * kv_width + head / (shape.heads / shape.kv_heads) * d;
     const int seen = (int)cuda_min((int64_t)pos[token] + 1, cache_len);
     float out[ATTENTION_HEAD_MAX / CACHED_THREADS] = {}, max = -INFINITY, sum = 0;
-    for (int i = thread; i < d; i += CACHED_THREADS)
-        q[i] = cuda_to_f32(qkv[token * shape.width + (int64_t)head * d + i]) * shape.scale;
+    for (int i = thread; i < ATTENTION_HEAD_MAX; i += CACHED_THREADS)
+        q[i] = i < d ? cuda_to_f32(qkv[token * shape.width + (int64_t)head * d + i]) * shape.scale : 0.0f;
     __syncthreads();
     for (int key0 = 0; key0 < seen; key0 += CACHED_THREADS) {
         const int keys = cuda_min(CACHED_THREADS, seen - key0);
         const T *const k = k_cache + base + (key0 + cuda_min(thread, keys - 1)) * kv_width;
         const T *const v = v_cache + base + key0 * kv_width;
-        float s = 0;
-        for (int i = 0; i < d; i++)
-            s += q[i] * cuda_to_f32(k[i]);
-        const float now = fmaxf(max, cuda_block_max(s)), factor = expf(max - now);
-        p[thread] = thread < keys ? expf(s - now) : 0.0f;
-        sum = sum * factor + p[thread]; /* over this thread's keys */
-        max = now;
+        float s = 0, piece[CUDA_PIECE];
+        for (int at = 0; at < d; at += CUDA_PIECE) {
+            cuda_load(piece, k, at, d, aligned);
+#pragma unroll
+            for (int i = 0; i < CUDA_PIECE; i++)
+                s += q[at + i] * piece[i];
+        }
+        scores[thread] = s;
         __syncthreads();
+        float now = max;
+        for (int j = 0; j < keys; j++)
+            now = fmaxf(now, scores[j]);
+        const float factor = expf(max - now);
+        p[thread] = expf(s - now);
+        __syncthreads(); /* and the scores have been read */
+        max = now;
+        sum *= factor;
+        for (int j = 0; j < keys; j++)
+            sum += p[j];
 #pragma unroll
         for (int c = 0; c < ATTENTION_HEAD_MAX / CACHED_THREADS; c++) {
             const int column = thread + c * CACHED_THREADS;
@@ -306,9 +318,7 @@ __global__ void __launch_bounds__(CACHED_THREADS)
             for (int j = 0; j < keys; j++)
                 out[c] += p[j] * cuda_to_f32(v[j * kv_width + column]);
         }
-        __syncthreads(); /* p is read no more */
     }
-    sum = cuda_block_sum(sum);
 #pragma unroll
     for (int c = 0; c < ATTENTION_HEAD_MAX / CACHED_THREADS; c++) {
         const int column = thread + c * CACHED_THREADS;
@@ -322,11 +332,12 @@ static int launch_cached(struct device *dev, const struct attention_shape *shape
                          struct tensor k_cache, struct tensor v_cache, struct tensor qkv, struct tensor pos)
 {
     const int64_t tokens = qkv.shape[0], cache_len = k_cache.shape[1];
+    const bool aligned = shape->head_dim % CUDA_PIECE == 0 && cuda_aligned(k_cache.data);
     TRY(CUDA_LAUNCH(dev, store_cache<T>, (unsigned)tokens, CACHED_THREADS, 0, cuda_data<T>(k_cache),
                     cuda_data<T>(v_cache), cuda_data<T>(qkv), cuda_data<int32_t>(pos), *shape, cache_len));
     return CUDA_LAUNCH(dev, attend_cache<T>, (unsigned)(tokens * shape->heads), CACHED_THREADS, 0, cuda_data<T>(o),
                        cuda_data<T>(k_cache), cuda_data<T>(v_cache), cuda_data<T>(qkv), cuda_data<int32_t>(pos),
-                       *shape, cache_len);
+                       *shape, cache_len, aligned);
 }
 
 extern "C" int cuda_attention_cached(struct device *dev, struct tensor o, struct tensor k_cache,
