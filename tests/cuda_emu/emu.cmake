@@ -5,14 +5,16 @@
 find_package(Boost 1.74 REQUIRED COMPONENTS context)
 set(EMU ${CMAKE_CURRENT_LIST_DIR})
 
-add_library(tatara_cuda_emu STATIC ${EMU}/block.cc ${EMU}/cublaslt.cc ${EMU}/runtime.cc ${EMU}/stream.cc)
+set(EMU_SOURCES ${EMU}/block.cc ${EMU}/cublaslt.cc ${EMU}/runtime.cc ${EMU}/stream.cc)
+set_source_files_properties(${EMU_SOURCES} PROPERTIES COMPILE_OPTIONS -O3) # options of sources come after all others
+add_library(tatara_cuda_emu STATIC ${EMU_SOURCES})
 target_include_directories(tatara_cuda_emu BEFORE PUBLIC ${EMU}/include)
-target_compile_options(tatara_cuda_emu PRIVATE -march=${TATARA_ARCH} $<$<NOT:$<BOOL:${TATARA_SANITIZE}>>:-O3>)
+target_compile_options(tatara_cuda_emu PRIVATE -march=${TATARA_ARCH})
 target_link_libraries(tatara_cuda_emu PUBLIC tatara_flags Boost::context)
 
 file(GLOB TATARA_CUDA_SOURCES CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/kernels/cuda/*.cu)
 # 16 bytes are moved as one float4 or uint4, whatever they hold; the house's headers use C's compound literals; #pragma
-# unroll is nvcc's. (Options of sources come after those of targets.)
+# unroll is nvcc's.
 set_source_files_properties(${TATARA_CUDA_SOURCES} ${EMU}/test_emu.cc PROPERTIES LANGUAGE CXX COMPILE_OPTIONS
   "-fno-strict-aliasing;-Wno-pedantic;-Wno-c++20-extensions;-Wno-unknown-pragmas")
 add_library(tatara_device_emu OBJECT ${TATARA_CUDA_SOURCES})
