@@ -272,29 +272,31 @@ extern "C" int cuda_norm_bwd(struct device *dev, struct tensor dx, struct tensor
 
 /* ---- sums of partial sums ---- */
 
-/* Each warp of a block takes every SUM_WARPS-th row of a tile of CUDA_WARP columns. */
-#define SUM_WARPS 32
+#define SUM_WARPS_MAX 32
 
-__global__ void __launch_bounds__(SUM_WARPS *CUDA_WARP)
+/* A block has a tile of CUDA_WARP columns; its warps take turns with the rows. */
+__global__ void __launch_bounds__(SUM_WARPS_MAX *CUDA_WARP)
     add_columns(float *out, const float *parts, int64_t rows, int64_t width)
 {
-    CUDA_SHARED(float, sums, [SUM_WARPS][CUDA_WARP]);
+    CUDA_SHARED(float, sums, [SUM_WARPS_MAX][CUDA_WARP]);
     const int warp = (int)threadIdx.x / CUDA_WARP, lane = (int)threadIdx.x % CUDA_WARP;
+    const int warps = (int)blockDim.x / CUDA_WARP;
     const int64_t column = (int64_t)blockIdx.x * CUDA_WARP + lane;
     float sum = 0;
 #pragma unroll 8
-    for (int64_t row = warp; row < (column < width ? rows : 0); row += SUM_WARPS)
+    for (int64_t row = warp; row < (column < width ? rows : 0); row += warps)
         sum += parts[row * width + column];
     sums[warp][lane] = sum;
     __syncthreads();
     if (warp != 0 || column >= width) return;
-    for (int i = 1; i < SUM_WARPS; i++)
+    for (int i = 1; i < warps; i++)
         sum += sums[i][lane];
     out[column] += sum;
 }
 
 int cuda_add_columns(struct device *dev, float *out, const float *parts, int64_t rows, int64_t width)
 {
-    return CUDA_LAUNCH(dev, add_columns, (unsigned)cuda_div_up(width, CUDA_WARP), SUM_WARPS * CUDA_WARP, 0, out,
-                       parts, rows, width);
+    const unsigned warps = (unsigned)cuda_min(rows, (int64_t)SUM_WARPS_MAX);
+    return CUDA_LAUNCH(dev, add_columns, (unsigned)cuda_div_up(width, CUDA_WARP), warps * CUDA_WARP, 0, out, parts,
+                       rows, width);
 }
