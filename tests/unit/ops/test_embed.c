@@ -64,7 +64,7 @@ static void check_bwd(struct op_test *test, const struct embed *e)
 
 static void over_shapes(struct device *dev, void (*check)(struct op_test *test, const struct embed *e))
 {
-    const int64_t shapes[][2] = {{0, 5}, {1, 1}, {7, 5}, {70, 65}, {3, 1030}};
+    const int64_t shapes[][2] = {{0, 5}, {1, 1}, {7, 5}, {70, 65}, {9, 72}, {3, 1030}, {4100, 3}};
     for (int k = 0; k < OP_ACT_TYPES; k++) {
         for (size_t s = 0; s < 2 * (sizeof shapes / sizeof shapes[0]); s++) {
             struct op_test test = op_test_begin(dev, 10 + s);

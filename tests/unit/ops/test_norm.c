@@ -158,8 +158,8 @@ static void over_shapes(struct device *dev, const int64_t shapes[][2], int count
 
 void test_op_norm_fwd(struct device *dev)
 {
-    const int64_t shapes[][2] = {{0, 5}, {1, 1}, {3, 5}, {150, 64}, {2, 515}, {3, 1030}};
-    over_shapes(dev, shapes, 6, check_fwd);
+    const int64_t shapes[][2] = {{0, 5}, {1, 1}, {3, 5}, {150, 64}, {2, 515}, {3, 1030}, {1, 24600}};
+    over_shapes(dev, shapes, 7, check_fwd);
 
     struct op_test test = op_test_begin(dev, 21);
     const struct norm n = make_norm(&test, DT_F32, 2, 5, true, true);
@@ -170,8 +170,8 @@ void test_op_norm_fwd(struct device *dev)
 
 void test_op_norm_bwd(struct device *dev)
 {
-    const int64_t shapes[][2] = {{0, 5}, {1, 5}, {3, 9}, {150, 7}, {2, 67}, {2, 1030}};
-    over_shapes(dev, shapes, 6, check_bwd);
+    const int64_t shapes[][2] = {{0, 5}, {1, 5}, {3, 9}, {150, 7}, {9, 64}, {2, 67}, {2, 1030}, {1, 24600}};
+    over_shapes(dev, shapes, 8, check_bwd);
 
     struct op_test test = op_test_begin(dev, 22);
     const struct norm n = make_norm(&test, DT_BF16, 2, 5, false, false);

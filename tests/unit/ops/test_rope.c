@@ -165,7 +165,7 @@ static void over_cases(struct device *dev, void (*check)(struct op_test *test, s
     const struct qk_case cases[] = {
         {0, 6, 2, 1, true, true},    {1, 2, 1, 1, false, true},  {5, 6, 3, 1, true, true},
         {5, 7, 2, 2, true, false},   {70, 6, 3, 1, false, true}, {150, 8, 2, 1, true, true},
-        {2, 1030, 1, 1, true, true}, {2, 64, 4, 2, false, true},
+        {2, 1030, 1, 1, true, true}, {2, 64, 4, 2, false, true}, {1100, 2, 2, 1, true, true},
     };
     for (int k = 0; k < OP_ACT_TYPES; k++) {
         for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
