@@ -30,7 +30,7 @@ struct matmul_key {
     uint32_t act, y_type;               /* dtypes */
     uint32_t flags, biased;             /* biased: by cuBLASLt's epilogue */
     uint32_t align_y, align_a, align_b; /* bytes that the data's addresses are multiples of, 16 at most */
-    uint32_t reserved;
+    uint32_t align_bias;
 };
 
 struct matmul_plan {
@@ -168,8 +168,8 @@ static cublasStatus_t plan_run(const struct device *dev, const struct matmul_pla
                           state->stream);
 }
 
-/* Describes the product to cuBLASLt. */
-static int plan_describe(struct matmul_plan *plan)
+/* Describes the product to cuBLASLt, with the first call's bias; all later ones are aligned as it is. */
+static int plan_describe(struct matmul_plan *plan, const void *bias)
 {
     const struct matmul_key key = plan->key;
     const bool ta = key.flags & MATMUL_TA, tb = key.flags & MATMUL_TB;
@@ -182,6 +182,9 @@ static int plan_describe(struct matmul_plan *plan)
     CHECK_CUBLAS(cublasLtMatmulDescSetAttribute(plan->desc, CUBLASLT_MATMUL_DESC_TRANSB, &op_a, sizeof op_a));
     CHECK_CUBLAS(
         cublasLtMatmulDescSetAttribute(plan->desc, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue));
+    if (key.biased)
+        CHECK_CUBLAS(
+            cublasLtMatmulDescSetAttribute(plan->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias));
     CHECK_CUBLAS(cublasLtMatrixLayoutCreate(&plan->a, act, (uint64_t)a_cols, (uint64_t)(ta ? key.k : key.m), a_cols));
     CHECK_CUBLAS(cublasLtMatrixLayoutCreate(&plan->b, act, (uint64_t)b_cols, (uint64_t)(tb ? key.n : key.k), b_cols));
     CHECK_CUBLAS(
@@ -355,7 +358,8 @@ static int plan_choose(struct device *dev, struct matmul_plan *plan)
 }
 
 /* The plan of a product, made if it is not there. Valid until the next call. */
-static int plan_of(struct device *dev, const struct matmul_key *key, const struct matmul_plan **plan)
+static int plan_of(struct device *dev, const struct matmul_key *key, const void *bias,
+                   const struct matmul_plan **plan)
 {
     struct cuda_matmul *const matmul = cuda_state_of(dev)->matmul;
     for (int i = 0; i < matmul->count; i++)
@@ -372,7 +376,7 @@ static int plan_of(struct device *dev, const struct matmul_key *key, const struc
     }
     struct matmul_plan made = {};
     made.key = *key;
-    int rc = plan_describe(&made);
+    int rc = plan_describe(&made, bias);
     if (!rc) rc = plan_choose(dev, &made);
     if (rc) {
         plan_free(&made);
@@ -404,24 +408,18 @@ extern "C" int cuda_matmul(struct device *dev, struct tensor y, struct tensor a,
     const int64_t m = y.shape[0], n = y.shape[1], k = a.shape[flags & MATMUL_TA ? 0 : 1];
     /* The epilogue's bias must have y's type; of another, it is added afterwards. */
     const bool biased = tensor_given(bias) && bias.dtype == y.dtype && k > 0;
-    const struct matmul_key key = {m,
-                                   n,
-                                   k,
-                                   (uint32_t)a.dtype,
-                                   (uint32_t)y.dtype,
-                                   flags,
-                                   biased,
-                                   alignment(y.data),
-                                   alignment(a.data),
-                                   alignment(b.data),
-                                   0};
+    struct matmul_key key = {m, n, k, (uint32_t)a.dtype, (uint32_t)y.dtype, flags, biased, 0, 0, 0, 0};
     const struct matmul_plan *plan = NULL;
     if (m == 0 || n == 0) return 0;
     if (m > INT32_MAX || n > INT32_MAX || k > INT32_MAX)
         FAIL(ERR_UNSUPPORTED, "matmul: [%lld, %lld, %lld] has a side of more than 2^31 − 1", (long long)m,
              (long long)n, (long long)k);
+    key.align_y = alignment(y.data);
+    key.align_a = alignment(a.data);
+    key.align_b = alignment(b.data);
+    key.align_bias = biased ? alignment(bias.data) : 0;
     if (k > 0) {
-        TRY(plan_of(dev, &key, &plan));
+        TRY(plan_of(dev, &key, bias.data, &plan));
         CHECK_CUBLAS(plan_run(dev, plan, {y.data, a.data, b.data, bias.data}));
     } else if (!(flags & MATMUL_ADD)) {
         CHECK_CUDA(cudaMemsetAsync(y.data, 0, tensor_bytes(y), cuda_state_of(dev)->stream));
