@@ -250,8 +250,8 @@ __global__ void __launch_bounds__(ATTENTION_PLAIN_THREADS, 2)
     const int d = shape.head_dim, stride = attention_plain_stride(d), tile = ATTENTION_PLAIN * stride;
     const int i = (int)threadIdx.x / ATTENTION_PLAIN, j = (int)threadIdx.x % ATTENTION_PLAIN;
     float *const kept_second = kept_first + tile, *const first = kept_second + tile, *const second = first + tile;
-    float *const p = second + tile + i * (ATTENTION_PLAIN + 1), *const ds =
-                                                                    p + ATTENTION_PLAIN * (ATTENTION_PLAIN + 1);
+    float *const p = second + tile + i * (ATTENTION_PLAIN + 1);
+    float *const ds = p + ATTENTION_PLAIN * (ATTENTION_PLAIN + 1);
     const walk w = walk_of<keys_kept>(shape, ATTENTION_PLAIN, ATTENTION_PLAIN);
     const side<T> kept =
         keys_kept ? keys_side(qkv, shape, w.sequence, w.head) : queries_side(qkv, dout, shape, w.sequence, w.head);
