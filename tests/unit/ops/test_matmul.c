@@ -91,6 +91,9 @@ static void check_matmul(struct device *dev, struct shape s, unsigned flags, enu
         want[i] += bias.v[i % s.n];
     op_run_on_threads(&test, "matmul, biased", run_matmul, &call, &call.y, 1);
     op_expect(&test, "matmul, biased", narrow, want, fmax(op_bound(dtype), sum_bound(s.k)));
+    call.y = wide;
+    op_ok(run_matmul(dev, &call));
+    op_expect(&test, "matmul, biased, in f32", wide, want, sum_bound(s.k));
     op_test_end(&test);
 }
 
