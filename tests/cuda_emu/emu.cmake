@@ -14,9 +14,9 @@ target_link_libraries(tatara_cuda_emu PUBLIC tatara_flags Boost::context)
 
 file(GLOB TATARA_CUDA_SOURCES CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/kernels/cuda/*.cu)
 # 16 bytes are moved as one float4 or uint4, whatever they hold; the house's headers use C's compound literals; #pragma
-# unroll is nvcc's.
+# unroll is nvcc's. -O2 because a sanitized build has less, and emulated kernels are slow enough.
 set_source_files_properties(${TATARA_CUDA_SOURCES} ${EMU}/test_emu.cc PROPERTIES LANGUAGE CXX COMPILE_OPTIONS
-  "-fno-strict-aliasing;-Wno-pedantic;-Wno-c++20-extensions;-Wno-unknown-pragmas")
+  "-O2;-fno-strict-aliasing;-Wno-pedantic;-Wno-c++20-extensions;-Wno-unknown-pragmas")
 add_library(tatara_device_emu OBJECT ${TATARA_CUDA_SOURCES})
 target_compile_options(tatara_device_emu PRIVATE -march=${TATARA_ARCH})
 target_link_libraries(tatara_device_emu PUBLIC tatara_kernels tatara_cuda_emu)
