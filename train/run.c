@@ -60,6 +60,10 @@ int run_open_device(struct device *dev, const struct config *cfg, const struct c
     const int threads = cfg->run.threads > 0 ? (int)cfg->run.threads : comm->cores;
     const enum device_kind kind = cfg->top.device == CHOOSE_CUDA ? DEVICE_CUDA : DEVICE_CPU;
     TRY(device_open(dev, kind, comm->local_rank, threads));
+    if (kind == DEVICE_CUDA) {
+        FAIL(ERR_UNSUPPORTED, "this version's CUDA backend computes every op, but collectives and checkpoints of GPU memory "
+                              "are missing, so it cannot train yet; use device=cpu");
+    }
     device_describe(dev, text, sizeof text);
     log_info("device: %s a rank, %d rank%s, %d on this node%s", text, comm->ranks, comm->ranks == 1 ? "" : "s",
              comm->local_ranks, cfg->top.device == CHOOSE_AUTO ? " (auto: this build has no CUDA backend)" : "");
