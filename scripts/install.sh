@@ -14,7 +14,8 @@ build=(
     libyaml-dev libjansson-dev libzstd-dev zlib1g-dev libxxhash-dev
 )
 # scripts/test.sh: tests, and the tools that read the sources.
-test=(libcmocka-dev libboost-context-dev python3 python3-h5py python3-numpy hdf5-tools clang-tidy clang-format cppcheck shellcheck)
+test=(libcmocka-dev libboost-context-dev python3 python3-h5py python3-numpy hdf5-tools clang-tidy clang-format libomp-dev
+    cppcheck shellcheck)
 # scripts/quickstart.sh: from Debian's Japanese documentation to text, a tokenizer and a picture.
 quickstart=(mandoc python3 python3-lxml python3-html2text jq sentencepiece gnuplot-nox)
 # Only for making the test fixtures anew (tests/fixtures); large.

@@ -61,8 +61,9 @@ int run_open_device(struct device *dev, const struct config *cfg, const struct c
     const enum device_kind kind = cfg->top.device == CHOOSE_CUDA ? DEVICE_CUDA : DEVICE_CPU;
     TRY(device_open(dev, kind, comm->local_rank, threads));
     if (kind == DEVICE_CUDA) {
-        FAIL(ERR_UNSUPPORTED, "this version's CUDA backend computes every op, but collectives and checkpoints of GPU memory "
-                              "are missing, so it cannot train yet; use device=cpu");
+        FAIL(ERR_UNSUPPORTED,
+             "this version's CUDA backend computes every op, but collectives and checkpoints of GPU memory "
+             "are missing, so it cannot train yet; use device=cpu");
     }
     device_describe(dev, text, sizeof text);
     log_info("device: %s a rank, %d rank%s, %d on this node%s", text, comm->ranks, comm->ranks == 1 ? "" : "s",

@@ -8,4 +8,4 @@ mkdir -p "$1/cppcheck"
 cppcheck --project="$1/compile_commands.json" --cppcheck-build-dir="$1/cppcheck" --quiet -j "$(nproc)" \
     --enable=warning,performance,portability,style --std=c11 --std=c++17 \
     --library=posix --library="$here/tatara.cfg" --inline-suppr --suppressions-list="$here/cppcheck.supp" \
-    -i kernels/cuda -i tests/cuda_emu --error-exitcode=1
+    --error-exitcode=1
