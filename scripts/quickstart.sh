@@ -117,8 +117,9 @@ draw_curve() {
 
 sample() {
     is_made $out/sample.txt "$checkpoint" && return
-    build/tatara sample --ckpt "$checkpoint" --tokens 120 --temperature 0.6 \
-        --prompt '# 名前' --prompt 'このコマンドは' --prompt 'ファイルを' | tee $out/sample.part
+    # Cooler, so small a model falls into repeating the headings that every page has.
+    build/tatara sample --ckpt "$checkpoint" --tokens 60 --temperature 0.9 --top-k 0 --seed 3 \
+        --prompt 'このオプションを指定すると、' --prompt '以下のような場合に' --prompt 'ファイルの名前は' | tee $out/sample.part
     mv $out/sample.part $out/sample.txt
 }
 
@@ -176,7 +177,7 @@ $(unigram_entropy); a trained model's lead over that is what it learnt of the la
   $out/sample.txt       what the model writes
 
 To try next:
-  build/tatara sample --ckpt $checkpoint --prompt 'インターネット' --temperature 0.6
+  build/tatara sample --ckpt $checkpoint --prompt 'インターネット' --temperature 0.9
   build/tatara train --help-config                              every option of a run
   mpirun -n 2 build/tatara train $config run.dir=runs/longer run.steps=2000
   README.md, "A first run of your own"                          with your own text
