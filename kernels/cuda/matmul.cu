@@ -6,7 +6,8 @@
  * How a product is computed is a plan, made when its shape first comes and kept until the device closes. cuBLASLt's
  * heuristic offers algorithms, of which those that sum parts of k with atomics, or in less than fp32, are not asked
  * for. The first one sets the bits of the result: it is the same for the same shapes, GPU and library. Of the others,
- * only those that give the same bits on pseudo-random matrices are kept, and the fastest of these is taken. So a clock
+ * only those that give the same bits on matrices made to tell orders of summation apart are kept, and the fastest of
+ * these is taken. So a clock
  * decides how long a product takes, but never what comes out: another process, on another rank or after a resume,
  * gets the same bits whatever its measurements were.
  *
@@ -101,11 +102,21 @@ __device__ static inline uint64_t scramble(uint64_t x)
     return x ^ x >> 33;
 }
 
-/* x[i] = pseudo-random numbers in [−1, 1). */
-template <class T> __global__ void fill_random(T *x, int64_t elems)
+/* Fills a matrix [rows, cols], whose rows (or columns) go along k, with pseudo-random numbers that repeat in the second
+ * half of k backwards, there times `sign`. With sign −1 for one factor of a product and 1 for the other, every element of
+ * the product is 0 but for its rounding errors: which they are, the order of summation decides, and no rounding of the
+ * result hides it. Magnitudes span some powers of two, so that there are such errors. */
+template <class T> __global__ void fill_cancelling(T *x, int64_t rows, int64_t cols, bool k_is_row, float sign)
 {
-    for (int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x; i < elems; i += (int64_t)gridDim.x * THREADS)
-        x[i] = cuda_from_f32<T>((float)(int32_t)(scramble((uint64_t)i) >> 32) * 0x1p-31f);
+    const int64_t k = k_is_row ? rows : cols;
+    for (int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x; i < rows * cols;
+         i += (int64_t)gridDim.x * THREADS) {
+        const int64_t at = k_is_row ? i / cols : i % cols, other = k_is_row ? i % cols : i / cols;
+        const bool second = at >= k - k / 2, middle = !second && at >= k / 2;
+        const uint64_t bits = scramble((uint64_t)(second ? k - 1 - at : at) << 32 ^ (uint64_t)other);
+        const float value = ldexpf((float)(int32_t)(bits >> 32), -31 - (int)(bits & 7));
+        x[i] = cuda_from_f32<T>(middle ? 0.0f : second ? sign * value : value);
+    }
 }
 
 /* *digest += a sum over all elements' bits and places; integers, so in any order. */
@@ -243,7 +254,7 @@ struct trial {
     char *memory;
     struct operands data;
     unsigned long long *digests; /* one for each candidate */
-    size_t bytes, y_bytes;
+    size_t bytes, y_bytes;       /* of all the memory, and of y with the bias behind it, which are cleared together */
     cudaEvent_t start, stop;
 };
 
@@ -258,7 +269,8 @@ static int trial_open(const struct matmul_key *key, struct trial *trial, bool *g
     const size_t a_bytes = padded((size_t)(key->m * key->k) * dtype_bytes((enum dtype)key->act));
     const size_t b_bytes = padded((size_t)(key->k * key->n) * dtype_bytes((enum dtype)key->act));
     const size_t digest_bytes = padded(CANDIDATES * sizeof *trial->digests);
-    trial->y_bytes = padded((size_t)(key->m * key->n) * dtype_bytes((enum dtype)key->y_type));
+    const size_t product_bytes = padded((size_t)(key->m * key->n) * dtype_bytes((enum dtype)key->y_type));
+    trial->y_bytes = product_bytes + padded((size_t)key->n * dtype_bytes((enum dtype)key->y_type));
     trial->bytes = a_bytes + b_bytes + trial->y_bytes + digest_bytes;
     const cudaError_t error = cudaMalloc(reinterpret_cast<void **>(&trial->memory), trial->bytes);
     *got = error == cudaSuccess;
@@ -268,8 +280,9 @@ static int trial_open(const struct matmul_key *key, struct trial *trial, bool *g
     }
     CHECK_CUDA(error);
     trial->data.a = trial->memory;
-    trial->data.b = trial->data.bias = trial->memory + a_bytes; /* any n numbers do for a bias */
+    trial->data.b = trial->memory + a_bytes;
     trial->data.y = trial->memory + a_bytes + b_bytes;
+    trial->data.bias = trial->memory + a_bytes + b_bytes + product_bytes;
     trial->digests = reinterpret_cast<unsigned long long *>(trial->memory + a_bytes + b_bytes + trial->y_bytes);
     CHECK_CUDA(cudaEventCreateWithFlags(&trial->start, cudaEventDefault));
     CHECK_CUDA(cudaEventCreateWithFlags(&trial->stop, cudaEventDefault));
@@ -289,11 +302,16 @@ static int trial_digest(struct device *dev, struct matmul_plan *plan, const stru
 {
     const cudaStream_t stream = cuda_state_of(dev)->stream;
     const struct matmul_key key = plan->key;
-    const size_t inputs = (size_t)(static_cast<const char *>(trial->data.y) - trial->memory);
-    const int64_t elems = (int64_t)(inputs / dtype_bytes((enum dtype)key.act)), y_elems = key.m * key.n;
-    CUDA_BY_TYPE(key.act, T,
-                 TRY(CUDA_LAUNCH(dev, fill_random<T>, cuda_blocks(elems, THREADS), THREADS, 0,
-                                 reinterpret_cast<T *>(trial->memory), elems)));
+    const bool ta = key.flags & MATMUL_TA, tb = key.flags & MATMUL_TB;
+    const int64_t y_elems = key.m * key.n;
+    CUDA_BY_TYPE(key.act, T, {
+        T *const a = reinterpret_cast<T *>(trial->memory);
+        T *const b = static_cast<T *>(const_cast<void *>(trial->data.b));
+        TRY(CUDA_LAUNCH(dev, fill_cancelling<T>, cuda_blocks(key.m * key.k, THREADS), THREADS, 0, a,
+                        ta ? key.k : key.m, ta ? key.m : key.k, ta, 1.0f));
+        TRY(CUDA_LAUNCH(dev, fill_cancelling<T>, cuda_blocks(key.k * key.n, THREADS), THREADS, 0, b,
+                        tb ? key.n : key.k, tb ? key.k : key.n, !tb, -1.0f));
+    });
     CHECK_CUDA(cudaMemsetAsync(trial->digests, 0, CANDIDATES * sizeof *trial->digests, stream));
     for (int i = 0; i < found; i++) {
         plan_take(plan, &results[i]);
