@@ -90,10 +90,19 @@ struct device_table {
     int (*open)(struct device *dev, int index);
     void (*close)(struct device *dev);
     void (*describe)(struct device *dev, char *text, size_t text_bytes);
+    /* Devices of this kind that the process may open; 0 when none, and open then says why. Needs no open device. */
+    int (*count)(void);
+    /* A name that no other device of this node has, whatever the launcher lets this process see. */
+    int (*identify)(struct device *dev, char *text, size_t text_bytes);
+    /* Bytes of device memory that are free, and that there are; both 0 when the system does not say. */
+    int (*memory)(struct device *dev, size_t *free_bytes, size_t *total_bytes);
+    /* The queue on which ops run, as libraries of the device want it (cudaStream_t); NULL when ops are done on return. */
+    void *(*queue)(struct device *dev);
     /* Device memory, 128-byte aligned, zeroed. */
     int (*alloc)(struct device *dev, size_t bytes, void **data);
     void (*free)(struct device *dev, void *data, size_t bytes);
-    /* Copies between host and device; on return the host side may be reused. */
+    /* Copies between host and device, in the order of the ops; on return the host side may be reused. Only a download
+     * waits for what was issued before it. */
     int (*upload)(struct device *dev, void *to_device, const void *from_host, size_t bytes);
     int (*download)(struct device *dev, void *to_host, const void *from_device, size_t bytes);
     /* Waits until all ops issued so far are done. */

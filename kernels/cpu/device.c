@@ -36,6 +36,45 @@ static void device_describe_cpu(struct device *dev, char *text, size_t text_byte
     snprintf(text, text_bytes, "CPU, %s, %d thread%s", cpu_isa_name(), dev->threads, dev->threads == 1 ? "" : "s");
 }
 
+static int device_count_cpu(void)
+{
+    return 1;
+}
+
+static int device_identify_cpu(struct device *dev, char *text, size_t text_bytes)
+{
+    (void)dev;
+    snprintf(text, text_bytes, "CPU");
+    return 0;
+}
+
+/* A line "Name:   123 kB" of /proc/meminfo, in bytes. */
+static size_t meminfo_bytes(const char *name)
+{
+    char line[256];
+    size_t kib = 0;
+    FILE *file = fopen("/proc/meminfo", "r");
+    while (file && fgets(line, sizeof line, file)) {
+        if (strncmp(line, name, strlen(name)) == 0) kib = strtoul(line + strlen(name), NULL, 10);
+    }
+    if (file) fclose(file);
+    return kib * 1024;
+}
+
+static int device_memory_cpu(struct device *dev, size_t *free_bytes, size_t *total_bytes)
+{
+    (void)dev;
+    *free_bytes = meminfo_bytes("MemAvailable:");
+    *total_bytes = meminfo_bytes("MemTotal:");
+    return 0;
+}
+
+static void *device_queue_cpu(struct device *dev)
+{
+    (void)dev;
+    return NULL;
+}
+
 static int device_alloc(struct device *dev, size_t bytes, void **data)
 {
     (void)dev;
@@ -80,6 +119,10 @@ const struct device_table cpu_table = {
     .open = device_open_cpu,
     .close = device_close_cpu,
     .describe = device_describe_cpu,
+    .count = device_count_cpu,
+    .identify = device_identify_cpu,
+    .memory = device_memory_cpu,
+    .queue = device_queue_cpu,
     .alloc = device_alloc,
     .free = device_free,
     .upload = device_copy,

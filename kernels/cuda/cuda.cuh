@@ -36,12 +36,23 @@ typedef __nv_bfloat16 bf16;
 
 struct cuda_matmul; /* matmul.cu: cuBLASLt's handle and the algorithms chosen so far */
 
+/* A piece of pinned host memory that copies pass through. */
+struct cuda_slot {
+    void *host;
+    cudaEvent_t used; /* reached when the last copy from or to it is done */
+};
+
+#define CUDA_SLOTS 4
+#define CUDA_SLOT_BYTES ((size_t)4 << 20)
+
 struct cuda_state {
     int index; /* of the GPU among those of this process */
     int sms;
     int major, minor;        /* compute capability */
     size_t shared_max_bytes; /* dynamic shared memory that a block may ask for */
     cudaStream_t stream;
+    struct cuda_slot slots[CUDA_SLOTS];
+    int slot_next;
     struct cuda_matmul *matmul;
     char name[256];
 };

@@ -3,6 +3,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 /* Enough for cuBLASLt on Hopper, and for the partial sums of every op; the same on all GPUs, since how sums are cut
  * depends on it. */
@@ -42,6 +43,10 @@ static int open_state(struct cuda_state *state)
     state->shared_max_bytes = prop.sharedMemPerBlockOptin;
     snprintf(state->name, sizeof state->name, "%s", prop.name);
     CHECK_CUDA(cudaStreamCreateWithFlags(&state->stream, cudaStreamNonBlocking));
+    for (int i = 0; i < CUDA_SLOTS; i++) {
+        CHECK_CUDA(cudaMallocHost(&state->slots[i].host, CUDA_SLOT_BYTES));
+        CHECK_CUDA(cudaEventCreateWithFlags(&state->slots[i].used, cudaEventDisableTiming));
+    }
     return cuda_matmul_open(&state->matmul);
 }
 
@@ -50,6 +55,10 @@ static void device_close_cuda(struct device *dev)
     struct cuda_state *state = cuda_state_of(dev);
     if (!state) return;
     cuda_matmul_close(state->matmul);
+    for (int i = 0; i < CUDA_SLOTS; i++) {
+        if (state->slots[i].used) (void)cudaEventDestroy(state->slots[i].used);
+        if (state->slots[i].host) (void)cudaFreeHost(state->slots[i].host);
+    }
     if (state->stream) (void)cudaStreamDestroy(state->stream);
     free(state);
     dev->state = NULL;
@@ -73,6 +82,30 @@ static void device_describe_cuda(struct device *dev, char *text, size_t text_byt
     const struct cuda_state *state = cuda_state_of(dev);
     snprintf(text, text_bytes, "CUDA device %d, %s, sm_%d%d, %d SMs", state->index, state->name, state->major,
              state->minor, state->sms);
+}
+
+static int device_count(void)
+{
+    int devices = 0;
+    return cudaGetDeviceCount(&devices) == cudaSuccess ? devices : 0;
+}
+
+static int device_identify(struct device *dev, char *text, size_t text_bytes)
+{
+    CHECK_CUDA(cudaDeviceGetPCIBusId(text, (int)text_bytes, cuda_state_of(dev)->index));
+    return 0;
+}
+
+static int device_memory(struct device *dev, size_t *free_bytes, size_t *total_bytes)
+{
+    (void)dev;
+    CHECK_CUDA(cudaMemGetInfo(free_bytes, total_bytes));
+    return 0;
+}
+
+static void *device_queue(struct device *dev)
+{
+    return cuda_state_of(dev)->stream;
 }
 
 static int device_sync(struct device *dev)
@@ -107,16 +140,53 @@ static int device_alloc(struct device *dev, size_t bytes, void **data)
     return cuda_failed(__FILE__, __LINE__, "cudaMemsetAsync", cleared);
 }
 
-static int device_upload(struct device *dev, void *to_device, const void *from_host, size_t bytes)
+/* ---- copies, through pinned host memory: a ring of slots, each free again when its event is reached ---- */
+
+/* The next slot, once the copy that used it last is done. */
+static int slot_next(struct cuda_state *state, struct cuda_slot **slot)
 {
-    CHECK_CUDA(cudaMemcpyAsync(to_device, from_host, bytes, cudaMemcpyHostToDevice, cuda_state_of(dev)->stream));
-    return device_sync(dev);
+    *slot = &state->slots[state->slot_next];
+    state->slot_next = (state->slot_next + 1) % CUDA_SLOTS;
+    CHECK_CUDA(cudaEventSynchronize((*slot)->used));
+    return 0;
 }
 
+static int device_upload(struct device *dev, void *to_device, const void *from_host, size_t bytes)
+{
+    struct cuda_state *state = cuda_state_of(dev);
+    for (size_t at = 0; at < bytes; at += CUDA_SLOT_BYTES) {
+        const size_t n = cuda_min(bytes - at, CUDA_SLOT_BYTES);
+        struct cuda_slot *slot = NULL;
+        TRY(slot_next(state, &slot));
+        memcpy(slot->host, static_cast<const char *>(from_host) + at, n);
+        CHECK_CUDA(cudaMemcpyAsync(static_cast<char *>(to_device) + at, slot->host, n, cudaMemcpyHostToDevice,
+                                   state->stream));
+        CHECK_CUDA(cudaEventRecord(slot->used, state->stream));
+    }
+    return 0;
+}
+
+/* Queues the copies of a whole ring of pieces before it waits for the first. */
 static int device_download(struct device *dev, void *to_host, const void *from_device, size_t bytes)
 {
-    CHECK_CUDA(cudaMemcpyAsync(to_host, from_device, bytes, cudaMemcpyDeviceToHost, cuda_state_of(dev)->stream));
-    return device_sync(dev);
+    struct cuda_state *state = cuda_state_of(dev);
+    struct cuda_slot *slot[CUDA_SLOTS] = {};
+    for (size_t at = 0; at < bytes; at += CUDA_SLOTS * CUDA_SLOT_BYTES) {
+        const size_t many = cuda_min(bytes - at, CUDA_SLOTS * CUDA_SLOT_BYTES);
+        for (size_t i = 0; i * CUDA_SLOT_BYTES < many; i++) {
+            const size_t from = i * CUDA_SLOT_BYTES, n = cuda_min(many - from, CUDA_SLOT_BYTES);
+            TRY(slot_next(state, &slot[i]));
+            CHECK_CUDA(cudaMemcpyAsync(slot[i]->host, static_cast<const char *>(from_device) + at + from, n,
+                                       cudaMemcpyDeviceToHost, state->stream));
+            CHECK_CUDA(cudaEventRecord(slot[i]->used, state->stream));
+        }
+        for (size_t i = 0; i * CUDA_SLOT_BYTES < many; i++) {
+            const size_t from = i * CUDA_SLOT_BYTES, n = cuda_min(many - from, CUDA_SLOT_BYTES);
+            CHECK_CUDA(cudaEventSynchronize(slot[i]->used));
+            memcpy(static_cast<char *>(to_host) + at + from, slot[i]->host, n);
+        }
+    }
+    return 0;
 }
 
 static size_t device_workspace_bytes(struct device *dev)
@@ -127,8 +197,9 @@ static size_t device_workspace_bytes(struct device *dev)
 
 /* In the order of struct device_table, since C++17 has no designated initialisers. */
 static const struct device_table cuda_table = {
-    "cuda",        device_open_cuda, device_close_cuda, device_describe_cuda, device_alloc,           device_free,
-    device_upload, device_download,  device_sync,       cuda_pack_bytes,      device_workspace_bytes,
+    "cuda",          device_open_cuda, device_close_cuda, device_describe_cuda, device_count,
+    device_identify, device_memory,    device_queue,      device_alloc,         device_free,
+    device_upload,   device_download,  device_sync,       cuda_pack_bytes,      device_workspace_bytes,
 #define OP(name, params, args) cuda_##name,
 #include "ops.def"
 #undef OP

@@ -143,6 +143,12 @@ cudaError_t cudaRuntimeGetVersion(int *version)
     return cudaDriverGetVersion(version);
 }
 
+cudaError_t cudaDeviceGetPCIBusId(char *text, int text_bytes, int device)
+{
+    snprintf(text, (size_t)text_bytes, "0000:%02x:00.0", (unsigned)device);
+    return emu_error(cudaSuccess);
+}
+
 cudaError_t cudaDeviceReset()
 {
     emu_drop_all();
