@@ -1,4 +1,4 @@
-/* The collectives over MPI, for host memory.
+/* The collectives over MPI, for host values and for tensors in host memory.
  *
  * Three communicators, all duplicates, so that nothing else in the process can interfere: `all` carries the blocking
  * collectives, `sums` the queued ones of comm_sum_start, `node` exists only while local ranks are counted. Two are
@@ -15,12 +15,12 @@
 #include "cores.h"
 #include "err.h"
 #include "log.h"
+#include "transport.h"
 
 #include <mpi.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 /* Larger segments are no faster between ranks of a node (they leave the cache) and cost memory. */
 #define SEGMENT_BYTES ((int64_t)1 << 20)
@@ -46,7 +46,6 @@ struct comm_state {
     struct sum *queue; /* entries [first, n) have segments left to start */
     int first, n, capacity;
     MPI_Request in_flight[SEGMENTS_IN_FLIGHT]; /* MPI_REQUEST_NULL: a free slot */
-    double wait_s;
 };
 
 #define CHECK_MPI(call, what)                                                               \
@@ -64,13 +63,6 @@ static int mpi_failed(const char *file, int line, const char *what, int mpi_rc)
                      "MPI: %s failed: %s. Often another rank or its node died first: look for the earliest error of "
                      "any rank, then resume from the last checkpoint.",
                      what, text);
-}
-
-static double now_s(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
 /* Settings of Open MPI that must be in the environment before MPI_Init; what the user has set is left alone, and
@@ -113,6 +105,8 @@ static int local_ranks_count(struct comm *comm)
     CHECK_MPI(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node), "split by node");
     CHECK_MPI(MPI_Comm_rank(node, &comm->local_rank), "rank on the node");
     CHECK_MPI(MPI_Comm_size(node, &comm->local_ranks), "ranks on the node");
+    comm->node = comm->rank;
+    CHECK_MPI(MPI_Bcast(&comm->node, 1, MPI_INT, 0, node), "lowest rank of the node");
     TRY(cores_count(comm, node));
     CHECK_MPI(MPI_Comm_free(&node), "split by node");
     return 0;
@@ -137,7 +131,7 @@ static int state_open(struct comm *comm)
 
 int comm_open(struct comm *comm, int *argc, char ***argv)
 {
-    *comm = (struct comm){.ranks = 1, .local_ranks = 1};
+    *comm = (struct comm){.ranks = 1, .local_ranks = 1, .transport = &mpi_transport};
     TRY(settings_apply(!getenv("OMPI_COMM_WORLD_SIZE") && !getenv("PMIX_RANK") && !getenv("PMI_RANK")));
     int provided = MPI_THREAD_SINGLE;
     CHECK_MPI(MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided), "start");
@@ -272,14 +266,12 @@ int comm_gather(struct comm *comm, const void *mine, void *all, size_t bytes)
     return gather_segments(comm, mine, all, bytes);
 }
 
-int comm_all_gather(struct comm *comm, struct tensor data)
+/* ---- tensors in host memory ---- */
+
+static int host_all_gather(struct comm *comm, struct tensor data, int slot)
 {
-    if (comm->ranks == 1) return 0;
-    ASSERT(tensor_elems(data) % comm->ranks == 0);
-    const double began_s = now_s();
-    const int rc = gather_segments(comm, NULL, data.data, tensor_bytes(data) / (size_t)comm->ranks);
-    comm->state->wait_s += now_s() - began_s;
-    return rc;
+    (void)slot;
+    return gather_segments(comm, NULL, data.data, tensor_bytes(data) / (size_t)comm->ranks);
 }
 
 /* Starts the next segment of `sum` in the free slot. */
@@ -317,11 +309,17 @@ static int queue_advance(struct comm *comm)
     return 0;
 }
 
-int comm_sum_start(struct comm *comm, struct tensor data, bool scatter)
+static int host_poll(struct comm *comm)
 {
-    ASSERT(data.dtype == DT_F32 || data.dtype == DT_I64);
-    ASSERT(!scatter || tensor_elems(data) % comm->ranks == 0);
-    if (comm->ranks == 1 || tensor_elems(data) == 0) return 0;
+    int done = 0;
+    int which[SEGMENTS_IN_FLIGHT];
+    CHECK_MPI(MPI_Testsome(SEGMENTS_IN_FLIGHT, comm->state->in_flight, &done, which, MPI_STATUSES_IGNORE),
+              "sum over ranks");
+    return queue_advance(comm);
+}
+
+static int host_sum_start(struct comm *comm, struct tensor data, bool scatter)
+{
     struct comm_state *s = comm->state;
     if (s->n == s->capacity) {
         struct sum *larger = realloc(s->queue, 2 * (size_t)s->capacity * sizeof *larger);
@@ -342,20 +340,10 @@ int comm_sum_start(struct comm *comm, struct tensor data, bool scatter)
         .part_elems = part_elems,
         .segments = (part_elems + segment_elems - 1) / segment_elems * parts,
     };
-    return comm_poll(comm);
+    return host_poll(comm);
 }
 
-int comm_poll(struct comm *comm)
-{
-    if (comm->ranks == 1) return 0;
-    int done = 0;
-    int which[SEGMENTS_IN_FLIGHT];
-    CHECK_MPI(MPI_Testsome(SEGMENTS_IN_FLIGHT, comm->state->in_flight, &done, which, MPI_STATUSES_IGNORE),
-              "sum over ranks");
-    return queue_advance(comm);
-}
-
-static int queue_finish(struct comm *comm)
+static int host_wait(struct comm *comm)
 {
     int done = 0;
     int which[SEGMENTS_IN_FLIGHT];
@@ -368,21 +356,41 @@ static int queue_finish(struct comm *comm)
     }
 }
 
-int comm_wait(struct comm *comm)
+/* A gather is complete when its start returns. */
+static int host_all_gather_wait(struct comm *comm, int slot)
 {
-    if (comm->ranks == 1) return 0;
-    const double began_s = now_s();
-    const int rc = queue_finish(comm);
-    comm->state->wait_s += now_s() - began_s;
-    return rc;
+    (void)comm, (void)slot;
+    return 0;
 }
 
-double comm_take_wait_s(struct comm *comm)
+static int host_open(struct comm *comm, double timeout_s)
 {
-    const double wait_s = comm->state->wait_s;
-    comm->state->wait_s = 0;
-    return wait_s;
+    (void)comm, (void)timeout_s;
+    return 0;
 }
+
+static void host_close(struct comm *comm)
+{
+    (void)comm;
+}
+
+static void host_describe(struct comm *comm, char *text, size_t text_bytes)
+{
+    (void)comm;
+    snprintf(text, text_bytes, "MPI");
+}
+
+const struct comm_transport mpi_transport = {
+    .open = host_open,
+    .close = host_close,
+    .describe = host_describe,
+    .sum_start = host_sum_start,
+    .poll = host_poll,
+    .wait = host_wait,
+    .all_gather_start = host_all_gather,
+    .all_gather_wait = host_all_gather_wait,
+    .finish = host_wait,
+};
 
 size_t comm_buffer_bytes(const struct comm *comm)
 {

@@ -1,4 +1,5 @@
-/* Communication between ranks: one table of collectives, over MPI for host memory (and later NCCL for device memory).
+/* Communication between ranks: collectives of a few host values over MPI, and sums and gathers of tensors over what
+ * suits the memory they lie in: MPI for the host's, NCCL for GPUs', or MPI through host memory for GPUs that ranks share.
  *
  * Everything here is called by the thread that opened the communicator. "Collective" means: by all ranks of it, in the
  * same order. Errors are ERR_COMM and name the collective. */
@@ -12,7 +13,18 @@ struct comm {
     int local_rank, local_ranks; /* among the ranks on this node */
     int cores; /* this rank's share of the cores it may use: threads that do not oversubscribe the node */
     int allowed_cores, node_cores; /* cores that the launcher lets it use; cores of the node */
+    int node;                      /* the lowest rank on this node */
     struct comm_state *state;
+    const struct comm_transport *transport; /* carries tensors */
+    struct device *dev;                     /* whose tensors; NULL: host memory */
+    void *transport_state;
+};
+
+/* How tensors of a GPU travel. */
+enum comm_choice {
+    COMM_AUTO, /* NCCL on GPUs, MPI on CPUs */
+    COMM_NCCL, /* one GPU a rank */
+    COMM_MPI,  /* through host memory; ranks may share a GPU */
 };
 
 /* Starts MPI (funnelled threads) and joins all ranks. Collective. A program started without mpirun is rank 0 of 1.
@@ -37,22 +49,40 @@ int comm_max_f64(struct comm *comm, double *values, int n); /* may lose a NaN: c
 /* Each rank's `bytes` to rank 0, in rank order into `all` (ranks·bytes, used on rank 0 only). Collective. */
 int comm_gather(struct comm *comm, const void *mine, void *all, size_t bytes);
 
+/* From here on, tensors are those of dev, which stays open until comm_close_transport; before it, they lie in host memory.
+ * timeout_s: after so long a collective on a GPU has failed. ERR_CONFIG when ranks would share a GPU under NCCL.
+ * Collective. */
+int comm_open_transport(struct comm *comm, struct device *dev, enum comm_choice choice, double timeout_s);
+/* Before dev is closed. After a failure that other ranks do not know of, it aborts what is under way. Not collective. */
+void comm_close_transport(struct comm *comm);
+/* "NCCL 2.27.3": for a person. Written into text. */
+void comm_describe(struct comm *comm, char *text, size_t text_bytes);
+
+/* The following order work: what was issued on the device before a start is seen by it, and what is issued on the device
+ * after a wait sees its result. Neither blocks the host on GPUs with NCCL; only comm_finish does. */
+
 /* Starts a sum over all ranks of data (f32 or i64), in place, and returns at once; data must stay until comm_wait.
  * scatter false: every rank gets the whole sum (all-reduce). scatter true: data's count is a multiple of ranks and rank
  * r gets the sum of the r-th part only, in place; the rest of data is undefined after (reduce-scatter). Collective: the
  * same starts in the same order on all ranks. Sent in segments of bounded size, few in flight, so that the library's
  * own buffers stay small: comm_buffer_bytes says how much. */
 int comm_sum_start(struct comm *comm, struct tensor data, bool scatter);
-/* Lets started work advance; cheap; call it between pieces of computation. Not collective. */
+/* Lets started work advance and looks for failures of it; cheap; call it between pieces of computation. Not
+ * collective. */
 int comm_poll(struct comm *comm);
-/* Completes everything that was started. Collective in effect. */
+/* Completes every sum that was started. Collective in effect. */
 int comm_wait(struct comm *comm);
-/* Rank r's r-th part of data to all ranks, in place; data's count is a multiple of ranks. Any type. Collective. */
-int comm_all_gather(struct comm *comm, struct tensor data);
-/* Bytes that the MPI library itself may take for the segments in flight, as measured with Open MPI. Depends on
- * comm->ranks only, so a plan may ask for a number of ranks that it is not running on. */
+/* Starts sending rank r's r-th part of data to all ranks, in place; data's count is a multiple of ranks. Any type.
+ * Collective: the same starts in the same order on all ranks, sums included. */
+int comm_all_gather_start(struct comm *comm, struct tensor data, int slot);
+/* Completes the last gather of this slot: a small number of the caller's choice. One that was never used is complete. */
+int comm_all_gather_wait(struct comm *comm, int slot);
+/* The host waits until all that was started is done, on the device too. ERR_COMM when another rank failed or did not
+ * come within the time-out, naming the collective. To be called before the host waits for the device. Collective in
+ * effect. */
+int comm_finish(struct comm *comm);
+/* Bytes of host memory that the MPI library itself may take for the segments in flight, as measured with Open MPI.
+ * Depends on comm->ranks only, so a plan may ask for a number of ranks that it is not running on. */
 size_t comm_buffer_bytes(const struct comm *comm);
-/* Seconds this rank has spent inside comm_wait and comm_all_gather since the last call. */
-double comm_take_wait_s(struct comm *comm);
 
 #endif

@@ -1,7 +1,7 @@
 # The CUDA backend for machines without CUDA: the very files of kernels/cuda, compiled by the host's compiler against the
 # headers in include/, and run by the sources here. No test needs nvcc or a GPU.
 #   tatara_device_emu  the backend; a program is linked with it as with tatara_device_cuda
-#   tatara_nccl_emu    NCCL, and an MPI that lets the emulated GPU work while its rank waits
+#   tatara_nccl_emu    comm/nccl.c over an emulated NCCL, and an MPI that lets the emulated GPU work while its rank waits
 find_package(Boost 1.74 REQUIRED COMPONENTS context)
 set(EMU ${CMAKE_CURRENT_LIST_DIR})
 
@@ -21,7 +21,7 @@ add_library(tatara_device_emu OBJECT ${TATARA_CUDA_SOURCES})
 target_compile_options(tatara_device_emu PRIVATE -march=${TATARA_ARCH})
 target_link_libraries(tatara_device_emu PUBLIC tatara_kernels tatara_cuda_emu)
 
-add_library(tatara_nccl_emu OBJECT ${EMU}/nccl.cc ${EMU}/mpi_wait.cc)
+add_library(tatara_nccl_emu OBJECT ${EMU}/nccl.cc ${EMU}/mpi_wait.cc ${CMAKE_SOURCE_DIR}/comm/nccl.c)
 target_compile_definitions(tatara_nccl_emu PRIVATE OMPI_SKIP_MPICXX MPICH_SKIP_MPICXX) # no use for MPI's C++ classes
 target_link_libraries(tatara_nccl_emu PUBLIC tatara_cuda_emu MPI::MPI_C)
 
