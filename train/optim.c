@@ -71,7 +71,7 @@ int optim_update(struct zero *z, const struct config *cfg, int64_t step, double 
         for (int i = 0; i < unit->count; i++) {
             TRY(update_param(z, &z->params->param[unit->first + i], begin, n, gradient, args));
         }
-        if (z->stage > 0) TRY(comm_all_gather(z->comm, z->weights[u]));
+        if (z->stage > 0) TRY(comm_all_gather_start(z->comm, z->weights[u], u));
     }
     return 0;
 }

@@ -13,31 +13,21 @@
 
 #define MIB 1048576.0
 
-/* Memory that the kernel says new programs may take; 0 when it does not say. */
-static double available_bytes(void)
+int plan_check_memory(const struct arena *measured, int sharers)
 {
-    char line[256];
-    double kib = 0;
-    FILE *file = fopen("/proc/meminfo", "r");
-    while (file && fgets(line, sizeof line, file)) {
-        if (strncmp(line, "MemAvailable:", 13) == 0) kib = strtod(line + 13, NULL);
-    }
-    if (file) fclose(file);
-    return kib * 1024;
-}
-
-int plan_check_memory(const struct arena *measured, const struct comm *comm)
-{
-    const double wanted = (double)measured->used * comm->local_ranks, free_bytes = available_bytes();
-    if (free_bytes == 0 || wanted <= free_bytes) return 0;
-    FAIL(
-        ERR_CONFIG,
-        "this run needs %.0f MiB on each of %d ranks of this node, and %.0f MiB are free. Activations take %.0f MiB: "
-        "lower batch.micro or set model.recompute=block; optimizer and gradients take %.0f MiB: use more ranks with "
-        "parallel.zero=1. `tatara plan` shows the effect without running",
-        (double)measured->used / MIB, comm->local_ranks, free_bytes / MIB,
-        (double)measured->by_kind[ARENA_ACTS] / MIB,
-        (double)(measured->by_kind[ARENA_OPTIM] + measured->by_kind[ARENA_GRADS]) / MIB);
+    size_t free_bytes = 0, total_bytes = 0;
+    const double wanted = (double)measured->used * sharers;
+    TRY(measured->dev->table->memory(measured->dev, &free_bytes, &total_bytes));
+    if (free_bytes == 0 || wanted <= (double)free_bytes) return 0;
+    FAIL(ERR_CONFIG,
+         "this run needs %.0f MiB on each of the %d ranks that share this %s's memory, and %.0f of its %.0f MiB are "
+         "free. "
+         "Activations take %.0f MiB: lower batch.micro or set model.recompute=block; optimizer and gradients take "
+         "%.0f "
+         "MiB: use more ranks with parallel.zero=1. `tatara plan` shows the effect without running",
+         (double)measured->used / MIB, sharers, measured->dev->kind == DEVICE_CPU ? "node" : "GPU",
+         (double)free_bytes / MIB, (double)total_bytes / MIB, (double)measured->by_kind[ARENA_ACTS] / MIB,
+         (double)(measured->by_kind[ARENA_OPTIM] + measured->by_kind[ARENA_GRADS]) / MIB);
 }
 
 static int print_plan(const struct config *cfg, int64_t vocab_size, int ranks, struct device *dev)
@@ -55,14 +45,32 @@ static int print_plan(const struct config *cfg, int64_t vocab_size, int ranks, s
            (long long)(cfg->batch.global / cfg->batch.micro), ranks, ranks == 1 ? "" : "s");
     printf("whole run       %.3g tokens in %lld steps\n\n",
            (double)cfg->run.steps * (double)(cfg->batch.global * cfg->model.seq_len), (long long)cfg->run.steps);
-    printf("memory of one rank, MiB (ZeRO stage %lld, %s, %d thread%s)\n", (long long)cfg->parallel.zero,
-           cfg->precision.compute == COMPUTE_BF16 ? "bf16" : "fp32", dev->threads, dev->threads == 1 ? "" : "s");
+    const bool cpu = dev->kind == DEVICE_CPU;
+    const size_t comm_bytes = cpu ? comm_buffer_bytes(&comm) : 0;
+    printf("%s memory of one rank, MiB (ZeRO stage %lld, %s", cpu ? "host" : "GPU", (long long)cfg->parallel.zero,
+           cfg->precision.compute == COMPUTE_BF16 ? "bf16" : "fp32");
+    if (cpu) {
+        printf(", %d thread%s)\n", dev->threads, dev->threads == 1 ? "" : "s");
+    } else {
+        printf("; what CUDA and NCCL take for themselves comes on top)\n");
+    }
     for (int kind = 0; kind < ARENA_KINDS; kind++) {
         printf("  %-14s %12.1f\n", arena_kind_name((enum arena_kind)kind), (double)measure.by_kind[kind] / MIB);
     }
-    printf("  %-14s %12.1f\n", "communication", (double)comm_buffer_bytes(&comm) / MIB);
-    printf("  %-14s %12.1f\n", "total", (double)(measure.used + comm_buffer_bytes(&comm)) / MIB);
+    if (cpu) printf("  %-14s %12.1f\n", "communication", (double)comm_bytes / MIB);
+    printf("  %-14s %12.1f\n", "total", (double)(measure.used + comm_bytes) / MIB);
     step_close(&step);
+    return 0;
+}
+
+/* The device that the run would choose here; a GPU's memory is planned without opening it, on machines without one too. */
+static int choose_device(struct device *dev, const struct config *cfg, const struct comm *comm)
+{
+    const struct device_table *cuda = cuda_backend();
+    const int threads = cfg->run.threads > 0 ? (int)cfg->run.threads : comm->cores;
+    const bool gpu = cfg->top.device == CHOOSE_CUDA || (cfg->top.device == CHOOSE_AUTO && cuda && cuda->count() > 0);
+    if (!gpu || !cuda) return device_open(dev, gpu ? DEVICE_CUDA : DEVICE_CPU, 0, threads);
+    *dev = (struct device){.kind = DEVICE_CUDA, .table = cuda, .threads = threads};
     return 0;
 }
 
@@ -112,7 +120,7 @@ int plan_command(struct comm *comm, int argc, char **argv)
         FAIL_GOTO(done, ERR_CONFIG, "%s: the vocabulary's size is not known; set model.vocab_size or data.tokenizer",
                   argv[0]);
     }
-    TRY_GOTO(device_open(&dev, DEVICE_CPU, 0, cfg->run.threads > 0 ? (int)cfg->run.threads : comm->cores), done);
+    TRY_GOTO(choose_device(&dev, cfg, comm), done);
     TRY_GOTO(print_plan(cfg, vocab_size, (int)ranks, &dev), done);
 done:
     if (dev.table) device_close(&dev);

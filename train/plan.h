@@ -6,6 +6,6 @@
 #include "comm.h"
 
 /* ERR_CONFIG when this node has too little free memory for its ranks, with what to change. Not collective. */
-int plan_check_memory(const struct arena *measured, const struct comm *comm);
+int plan_check_memory(const struct arena *measured, int sharers);
 
 #endif

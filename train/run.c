@@ -54,26 +54,60 @@ int run_vocab(const struct config *cfg, int64_t *vocab_size, uint64_t *id)
     return 0;
 }
 
-int run_open_device(struct device *dev, const struct config *cfg, const struct comm *comm)
+/* Opens the GPU of this rank: the local-rank'th of those that the launcher lets it see. */
+static int open_gpu(struct device *dev, const struct comm *comm, int threads)
+{
+    const int devices = cuda_backend() ? cuda_backend()->count() : 0;
+    return device_open(dev, DEVICE_CUDA, devices > 0 ? comm->local_rank % devices : 0, threads);
+}
+
+/* Opens a GPU on all ranks or, saying why, a CPU on all. */
+static int open_auto(struct device *dev, struct comm *comm, int threads)
+{
+    int rc = cuda_backend() ? open_gpu(dev, comm, threads) : device_open(dev, DEVICE_CUDA, 0, threads);
+    int64_t failed = rc != 0;
+    TRY(comm_max_i64(comm, &failed, 1));
+    if (!failed) return 0;
+    if (rc != 0) log_info("device: auto takes the CPU: %s", err_message());
+    if (rc == 0) device_close(dev);
+    err_clear();
+    return device_open(dev, DEVICE_CPU, 0, threads);
+}
+
+static int open_device(struct device *dev, const struct config *cfg, struct comm *comm)
 {
     char text[256];
     const int threads = cfg->run.threads > 0 ? (int)cfg->run.threads : comm->cores;
-    const enum device_kind kind = cfg->top.device == CHOOSE_CUDA ? DEVICE_CUDA : DEVICE_CPU;
-    TRY(device_open(dev, kind, comm->local_rank, threads));
-    if (kind == DEVICE_CUDA) {
-        FAIL(ERR_UNSUPPORTED,
-             "this version's CUDA backend computes every op, but collectives and checkpoints of GPU memory "
-             "are missing, so it cannot train yet; use device=cpu");
+    switch (cfg->top.device) {
+    case CHOOSE_CUDA:
+        TRY(open_gpu(dev, comm, threads));
+        break;
+    case CHOOSE_CPU:
+        TRY(device_open(dev, DEVICE_CPU, 0, threads));
+        break;
+    default:
+        TRY(open_auto(dev, comm, threads));
     }
     device_describe(dev, text, sizeof text);
-    log_info("device: %s a rank, %d rank%s, %d on this node%s", text, comm->ranks, comm->ranks == 1 ? "" : "s",
-             comm->local_ranks, cfg->top.device == CHOOSE_AUTO ? " (auto: this build has no CUDA backend)" : "");
-    if (cfg->run.threads == 0) {
+    log_info("device: %s a rank, %d rank%s, %d on this node", text, comm->ranks, comm->ranks == 1 ? "" : "s",
+             comm->local_ranks);
+    if (cfg->run.threads == 0 && dev->kind == DEVICE_CPU) {
         log_info("threads: %d a rank, of the %d cores that this rank may use%s", threads, comm->allowed_cores,
                  comm->local_ranks == 1 && comm->ranks == 1 && comm->allowed_cores < comm->node_cores
                      ? "; mpirun --bind-to none would give it all of the node"
                      : "");
     }
+    return 0;
+}
+
+/* What carries tensors between the ranks. Collective. */
+static int open_transport(struct run *run)
+{
+    char text[64];
+    const struct config *cfg = run->cfg;
+    TRY(comm_open_transport(run->comm, &run->dev, (enum comm_choice)cfg->top.comm, (double)cfg->run.hang_timeout_s));
+    comm_describe(run->comm, text, sizeof text);
+    if (run->comm->ranks > 1) log_info("communication: %s", text);
     return 0;
 }
 
@@ -113,7 +147,10 @@ static int open_memory(struct run *run)
     TRY(step_layout(&run->step, run->cfg, run->vocab_size, &run->dev, run->comm, &measure));
     step_close(&run->step);
     run->base_bytes = metrics_rss_bytes();
-    TRY(plan_check_memory(&measure, run->comm));
+    /* Ranks of a node share its memory; under MPI they may share a GPU's. */
+    const bool shared = run->dev.kind == DEVICE_CPU || run->cfg->top.comm == COMM_MPI;
+    const int devices = run->dev.table->count();
+    TRY(plan_check_memory(&measure, shared ? (run->comm->local_ranks + devices - 1) / devices : 1));
     TRY(arena_open(&run->arena, &run->dev, measure.used));
     return step_layout(&run->step, run->cfg, run->vocab_size, &run->dev, run->comm, &run->arena);
 }
@@ -294,7 +331,8 @@ static int run_train(struct comm *comm, struct config *cfg)
     int rc = 0;
     struct run run = {.cfg = cfg, .comm = comm, .saved = -1};
     TRY_GOTO(signal_open(), done);
-    TRY_GOTO(comm_agree(comm, run_open_device(&run.dev, cfg, comm)), done);
+    TRY_GOTO(comm_agree(comm, open_device(&run.dev, cfg, comm)), done);
+    TRY_GOTO(comm_agree(comm, open_transport(&run)), done);
     TRY_GOTO(comm_agree(comm, open_data(&run)), done);
     TRY_GOTO(comm_agree(comm, open_memory(&run)), done);
     log_info("model: %.1f M parameters; memory: %.0f MiB a rank", (double)run.step.params.elems / 1e6,
@@ -310,6 +348,7 @@ done:
     loader_close(run.valid);
     loader_close(run.train);
     step_close(&run.step);
+    comm_close_transport(comm);
     arena_close(&run.arena);
     device_close(&run.dev);
     return rc;

@@ -30,15 +30,51 @@ static struct ckpt_slab slab_of(const struct param *param, const char *prefix, i
     return slab;
 }
 
-/* Slabs of everything this rank writes (its shard) or reads (its part), pointing into the state itself. The caller frees
- * *slabs; there are KINDS of every parameter. */
-static int slabs_of(const struct zero *z, bool saving, struct ckpt_slab **slabs)
+/* What this rank writes (its shard) or reads (its part), as slabs in host memory: on a CPU the state itself, else a copy
+ * of it. There are KINDS slabs of every parameter. */
+struct snapshot {
+    struct device *dev;
+    struct ckpt_slab *slab;
+    float **device; /* where each slab's data lies on the device */
+    float *copy;    /* NULL on a CPU */
+    int n;
+};
+
+static void snapshot_close(struct snapshot *s)
+{
+    free(s->slab);
+    free(s->device);
+    free(s->copy);
+}
+
+static size_t slab_bytes(const struct ckpt_slab *slab)
+{
+    return (size_t)(slab->end - slab->begin) * sizeof *slab->data;
+}
+
+/* Gives every slab room in one piece of host memory. */
+static int snapshot_room(struct snapshot *s)
+{
+    size_t bytes = 0;
+    for (int i = 0; i < s->n; i++)
+        bytes += slab_bytes(&s->slab[i]);
+    s->copy = malloc(bytes > 0 ? bytes : 1);
+    if (!s->copy) FAIL(ERR_SYSTEM, "out of memory for a copy of the training state of %zu bytes", bytes);
+    float *at = s->copy;
+    for (int i = 0; i < s->n; i++) {
+        s->slab[i].data = at;
+        at += s->slab[i].end - s->slab[i].begin;
+    }
+    return 0;
+}
+
+static int snapshot_open(struct snapshot *s, const struct zero *z, bool saving)
 {
     const struct params *p = z->params;
-    int n = 0;
-    ASSERT(z->dev->kind == DEVICE_CPU);
-    *slabs = calloc((size_t)p->n * KINDS, sizeof **slabs);
-    if (!*slabs) FAIL(ERR_SYSTEM, "out of memory for the list of %d tensors", p->n * KINDS);
+    *s = (struct snapshot){.dev = z->dev};
+    s->slab = calloc((size_t)p->n * KINDS, sizeof *s->slab);
+    s->device = calloc((size_t)p->n * KINDS, sizeof *s->device);
+    if (!s->slab || !s->device) FAIL(ERR_SYSTEM, "out of memory for the list of %d tensors", p->n * KINDS);
     for (int i = 0; i < p->n; i++) {
         const struct param *param = &p->param[i];
         const struct tensor *const state[KINDS] = {z->master, z->m, z->v};
@@ -55,33 +91,51 @@ static int slabs_of(const struct zero *z, bool saving, struct ckpt_slab **slabs)
         const bool some = from < to;
         for (int k = 0; k < KINDS; k++) {
             float *data = some ? (float *)state[k][param->unit].data + (from - part) : NULL;
-            (*slabs)[n++] =
+            s->device[s->n] = data;
+            s->slab[s->n++] =
                 slab_of(param, prefixes[k], some ? from - param->offset : 0, some ? to - param->offset : 0, data);
         }
     }
+    return s->dev->kind == DEVICE_CPU ? 0 : snapshot_room(s);
+}
+
+static int snapshot_download(const struct snapshot *s)
+{
+    for (int i = 0; s->copy && i < s->n; i++)
+        TRY(s->dev->table->download(s->dev, s->slab[i].data, s->device[i], slab_bytes(&s->slab[i])));
+    return 0;
+}
+
+static int snapshot_upload(const struct snapshot *s)
+{
+    for (int i = 0; s->copy && i < s->n; i++)
+        TRY(s->dev->table->upload(s->dev, s->device[i], s->slab[i].data, slab_bytes(&s->slab[i])));
     return 0;
 }
 
 int state_save(struct step *step, const struct ckpt_run *run, const struct ckpt_meta *meta, int64_t keep)
 {
-    int rc = 0;
-    struct ckpt_slab *slabs = NULL;
-    TRY_GOTO(comm_agree(step->comm, slabs_of(&step->zero, true, &slabs)), done);
-    TRY_GOTO(ckpt_save(step->comm, run, meta, slabs, step->params.n * KINDS, keep), done);
+    struct snapshot s;
+    TRY(comm_finish(step->comm));
+    int rc = snapshot_open(&s, &step->zero, true);
+    if (rc == 0) rc = snapshot_download(&s);
+    TRY_GOTO(comm_agree(step->comm, rc), done);
+    TRY_GOTO(ckpt_save(step->comm, run, meta, s.slab, s.n, keep), done);
 done:
-    free(slabs);
+    snapshot_close(&s);
     return rc;
 }
 
 int state_load(struct step *step, const char *folder, const struct ckpt_meta *meta)
 {
     int rc = 0;
-    struct ckpt_slab *slabs = NULL;
+    struct snapshot s = {0};
     TRY_GOTO(check_model(&step->params, folder, meta), done);
-    TRY_GOTO(slabs_of(&step->zero, false, &slabs), done);
-    TRY_GOTO(ckpt_load(folder, slabs, step->params.n * KINDS), done);
+    TRY_GOTO(snapshot_open(&s, &step->zero, false), done);
+    TRY_GOTO(ckpt_load(folder, s.slab, s.n), done);
+    TRY_GOTO(snapshot_upload(&s), done);
 done:
-    free(slabs);
+    snapshot_close(&s);
     TRY(comm_agree(step->comm, rc));
     step->grad_norm = meta->grad_norm;
     TRY(zero_gather(&step->zero));

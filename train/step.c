@@ -171,6 +171,7 @@ static int evaluate(struct model *m, struct loader *loader, int64_t n, int64_t s
 int step_evaluate(struct step *step, struct loader *loader, int64_t max_micro_batches, double *loss)
 {
     int64_t n = loader_micro_batches(loader), sums[2] = {0};
+    TRY(comm_finish(step->comm));
     if (max_micro_batches > 0 && n > max_micro_batches) n = max_micro_batches;
     TRY(comm_agree(step->comm, evaluate(&step->model, loader, n, sums)));
     TRY(comm_sum_i64(step->comm, sums, 2));

@@ -90,19 +90,27 @@ static int ffn_half_bwd(struct model *m, struct block *b)
     return op_norm_bwd(m->dev, m->dres, b->norm2.dw, b->norm2.db, b->n2, m->dres, b->res2, b->stat2, b->norm2.w);
 }
 
+static int need(const struct model *m, int unit)
+{
+    return m->need ? m->need(m->need_context, unit) : 0;
+}
+
 /* Embeddings, all blocks and the final norm, into nf. */
 static int trunk_fwd(struct model *m)
 {
     struct tensor x = TENSOR_NONE, delta = TENSOR_NONE;
+    TRY(need(m, 0));
     TRY(op_embed_fwd(m->dev, rows(m, m->block[0].res), rows(m, m->tok), rows(m, m->pos), m->wte, m->wpe));
     for (int l = 0; l < m->cfg.layers; l++) {
         struct block *b = &m->block[l];
+        TRY(need(m, l + 1));
         TRY(attention_half_fwd(m, b, x, delta));
         TRY(ffn_half_fwd(m, b));
         TRY(linear_fwd(m, &b->down, rows(m, m->delta), rows(m, b->h)));
         x = rows(m, b->res2);
         delta = rows(m, m->delta);
     }
+    TRY(need(m, m->params->n_units - 1));
     return op_norm_fwd(m->dev, rows(m, m->nf), rows(m, m->resf), rows(m, m->statf), x, delta, m->normf.w, m->normf.b,
                        m->cfg.norm_eps);
 }
@@ -201,6 +209,9 @@ static int linear_pack(struct model *m, const struct linear *l)
 
 int model_weights_changed(struct model *m)
 {
+    if (!tensor_given(m->head.pack_fwd)) return 0; /* this backend packs nothing */
+    for (int u = 0; u < m->params->n_units; u++)
+        TRY(need(m, u));
     for (int l = 0; l < m->cfg.layers; l++) {
         const struct block *b = &m->block[l];
         TRY(linear_pack(m, &b->qkv));

@@ -45,6 +45,9 @@ struct block {
     struct tensor k_cache, v_cache; /* sampling: [B,S,K·D] */
 };
 
+/* Called before a pass uses a unit's weights, which may still be on their way from other ranks. */
+typedef int (*model_unit_need)(void *context, int unit);
+
 struct model {
     struct config_model cfg;
     int64_t vocab_size;
@@ -52,9 +55,11 @@ struct model {
     struct device *dev;
     const struct params *params;
     enum dtype act;
-    int64_t sequences;  /* per micro-batch (training) or prompts at once (sampling) */
-    int64_t tokens;     /* in this pass: sequences times tokens of each */
-    int64_t tokens_max; /* what there is room for */
+    int64_t sequences;    /* per micro-batch (training) or prompts at once (sampling) */
+    int64_t tokens;       /* in this pass: sequences times tokens of each */
+    int64_t tokens_max;   /* what there is room for */
+    model_unit_need need; /* NULL: all weights are always there */
+    void *need_context;
 
     struct tensor *unit;      /* the parameters, one flat act tensor per unit */
     struct tensor *unit_grad; /* f32; all layers share one */

@@ -75,6 +75,8 @@ int zero_layout(struct zero *z, const struct config *cfg, const struct params *p
         z->v[u] = arena_tensor(arena, ARENA_OPTIM, DT_F32, n, 0, 0);
     }
     z->squares = arena_tensor(arena, ARENA_WORK, DT_I64, 4, 0, 0);
+    model->need = zero_need;
+    model->need_context = z;
     return 0;
 }
 
@@ -118,9 +120,15 @@ int zero_gather(struct zero *z)
         zero_part(z, u, &begin, &n);
         const struct tensor mine = tensor_range(z->weights[u], begin, n);
         if (mine.data != z->master[u].data) TRY(op_copy(z->dev, mine, z->master[u]));
-        if (z->stage > 0) TRY(comm_all_gather(z->comm, z->weights[u]));
+        if (z->stage > 0) TRY(comm_all_gather_start(z->comm, z->weights[u], u));
     }
     return 0;
+}
+
+int zero_need(void *zero, int unit)
+{
+    struct zero *z = zero;
+    return comm_all_gather_wait(z->comm, unit);
 }
 
 int zero_begin(struct zero *z)
@@ -175,6 +183,7 @@ int zero_reduce(struct zero *z, struct zero_outcome *outcome)
 {
     int32_t fault = 0;
     TRY(comm_wait(z->comm));
+    TRY(comm_finish(z->comm));
     TRY(z->dev->table->download(z->dev, &fault, z->fault.data, sizeof fault));
     int64_t seen[2] = {(fault & FAULT_OVERFLOW) != 0, (fault & FAULT_NAN) != 0};
     TRY(comm_max_i64(z->comm, seen, 2));

@@ -50,8 +50,11 @@ void zero_shard(const struct zero *zero, int unit, int64_t *begin, int64_t *n);
 
 /* Initial weights: fills this rank's master weights, and then everyone's weights from them. Collective. */
 int zero_init(struct zero *zero);
-/* Rounds this rank's master weights to the compute type and gathers everyone's. Collective. */
+/* Rounds this rank's master weights to the compute type and starts gathering everyone's. Collective. */
 int zero_gather(struct zero *zero);
+/* A model_unit_need callback (context is the struct zero): the weights of a unit, gathered last by zero_gather or
+ * optim_update, are there for what is issued next. */
+int zero_need(void *zero, int unit);
 
 /* Forgets the gradients of the step before. */
 int zero_begin(struct zero *zero);
