@@ -1,8 +1,8 @@
 /* Against PyTorch: loss, the gradient of every parameter and 20 AdamW steps of small Llama and GPT-2 models.
  *
  * tests/fixtures/make_fixtures.py has made the fixtures with PyTorch and says what lies in them. A rig is a model on
- * the CPU device with the fixture's configuration and weights, on one rank and one thread. The error of a gradient is
- * ||a - b|| / ||b|| over a parameter, b being PyTorch's. */
+ * one device with the fixture's configuration and weights, on one rank and one thread: `test_torch` runs on the CPU,
+ * `test_torch cuda` on a GPU. The error of a gradient is ||a - b|| / ||b|| over a parameter, b being PyTorch's. */
 #include "err.h"
 #include "optim.h"
 #include "step.h"
@@ -27,6 +27,7 @@ struct row {
     enum compute compute;
     enum recompute recompute;
     enum reduce reduce;
+    enum device_kind device;
     struct comm *comm;
 };
 
@@ -133,7 +134,7 @@ static void rig_read(struct rig *rig, const struct row *row)
 static void rig_open(struct rig *rig, const struct row *row)
 {
     rig_read(rig, row);
-    must(device_open(&rig->dev, DEVICE_CPU, 0, 1));
+    must(device_open(&rig->dev, row->device, 0, 1));
     struct arena measure = arena_measure(&rig->dev);
     must(step_layout(&rig->step, rig->cfg, rig->cfg->model.vocab_size, &rig->dev, row->comm, &measure));
     step_close(&rig->step);
@@ -336,9 +337,11 @@ int main(int argc, char **argv)
     struct CMUnitTest tests[KINDS * FIXTURES + 1] = {cmocka_unit_test(test_nan_is_never_within)};
 
     if (comm_open(&comm, &argc, &argv) != 0) return 1;
+    const enum device_kind device = argc == 2 && strcmp(argv[1], "cuda") == 0 ? DEVICE_CUDA : DEVICE_CPU;
     for (int i = 0; i < KINDS * FIXTURES; i++) {
         rows[i] = kinds[i % KINDS].row;
         rows[i].fixture = fixtures[i / KINDS];
+        rows[i].device = device;
         rows[i].comm = &comm;
         snprintf(names[i], sizeof names[i], "%s: %s", rows[i].fixture, kinds[i % KINDS].name);
         tests[i + 1] = (struct CMUnitTest){names[i], kinds[i % KINDS].test, NULL, NULL, &rows[i]};
