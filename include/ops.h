@@ -53,32 +53,41 @@
  *  xent            For each row of logits f32[n,V] with target i32[n] ≥ 0: lse = log Σ exp; loss[i] = lse − logit[target]
  *                  + z_loss·lse². dlogits [n,V] (f32 or bf16, or none) = grad_scale·(softmax·(1 + 2·z_loss·lse)
  *                  − onehot). A negative target gives loss 0 and zero gradient. An f32 dlogits may alias logits.
- *  adamw           AdamW (Loshchilov & Hutter 2019) over n elements, in the form of PyTorch's: g' = g·grad_scale;
- *                  master −= lr·weight_decay·master; m, v updated; master −= lr/bias1 · m/(sqrt(v/bias2) + eps). w (f32
- *                  or bf16) receives the new master rounded; w may alias master when f32. All but w are f32[n].
- *  grad_add        acc += g. acc f32: scale and limit are not used. acc i64: acc += round_to_even(g·scale), exact
- *                  and so independent of order. fault i32[1] is OR-ed with FAULT_OVERFLOW when |g·scale| > limit
- *                  for any element (i64 only; that element counts as 0), and with FAULT_NAN when any g is NaN or
- *                  infinite. scale is a power of two.
- *  grad_read       g f32[n] = acc/scale rounded once (i64), or acc (f32; g may alias acc). For i64, g may use the first
- *                  half of acc's own bytes (same data pointer).
+ *  adamw           AdamW (Loshchilov & Hutter 2019) over n elements, in the form of PyTorch's: g' = g·clip, with the clip
+ *                  of control; master −= lr·weight_decay·master; m, v updated; master −= lr/bias1 · m/(sqrt(v/bias2) +
+ *                  eps). w (f32 or bf16) receives the new master rounded; w may alias master when f32. All but w are
+ *                  f32[n]. Nothing is changed when control has a fault.
+ *  grad_add        acc += g. acc f32: scale and limit are not used. acc i64: acc += round_to_even(g·scale) with the
+ *                  scale of control, exact and so independent of order. fault i32[1] is OR-ed with FAULT_OVERFLOW when
+ *                  |g·scale| > limit for any element (i64 only; that element counts as 0), and with FAULT_NAN when any
+ *                  g is NaN or infinite.
+ *  grad_read       g f32[n] = acc·unscale rounded once (i64), with the unscale of control, or acc (f32; g may alias acc).
+ *                  For i64, g may use the first half of acc's own bytes (same data pointer).
  *  sum_fixed       acc i64[1] += Σ round_to_even(x[i]·scale); fault |= FAULT_NAN when an x is NaN or infinite or
  *                  |x·scale| > 2^52 (that element counts as 0).
  *  sum_squares     x i64[n]: the exact Σ x² as four limbs of 32 bits, lowest first, ADDED to out i64[4] (so that limbs of
- *                  up to 2^31 ranks may be summed before carrying). x f32[n]: ADDS the sum, kept in double over fixed
- *                  blocks in a fixed order, to the double whose bits are in out i64[1]. */
+ *                  up to 2^31 ranks may be summed before carrying). x f32[n]: the same of Σ x² · 2^SQUARES_BITS, kept in
+ *                  double over fixed blocks in a fixed order and rounded down once; fault is OR-ed with FAULT_NAN when
+ *                  that is not below 2^126.
+ *  step_sums       Readies what the ranks sum up at the end of a step: sums i64[SUMS_ELEMS] gets the faults of fault i32[1]
+ *                  as a 1 each, and loss i64[1]. sums[SUMS_SQUARES…] are left alone: sum_squares puts them there.
+ *  step_decide     What the step comes to, from the sums over all ranks. A fault, or squares that are not finite, goes into
+ *                  control's fault, which stays until the host clears it; then, and when one was there before, nothing
+ *                  else changes. Else: norm = sqrt(squares)/scale (exact; else /2^(SQUARES_BITS/2)), clip = min(1,
+ *                  clip/(norm + 1e-6)) (1 when clip is 0), unscale = 1/scale, scale = step_scale(norm), loss, steps + 1.
+ *
+ * control is i64[CONTROL_ELEMS], the memory of a struct step_control (step_control.h). */
 #ifndef TATARA_OPS_H
 #define TATARA_OPS_H
 
+#include "step_control.h"
 #include "tensor.h"
 
 enum { MATMUL_TA = 1, MATMUL_TB = 2, MATMUL_ADD = 4 };
-enum { FAULT_OVERFLOW = 1, FAULT_NAN = 2 };
 
 struct adamw_args {
     double lr, beta1, beta2, eps, weight_decay;
     double bias1, bias2; /* 1 − beta1^t, 1 − beta2^t with t counting from 1 */
-    double grad_scale;   /* the clipping factor */
 };
 
 #define OP_UNPAREN(...) __VA_ARGS__

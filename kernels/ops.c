@@ -406,9 +406,10 @@ static int check_xent(struct device *dev, struct tensor loss, struct tensor dlog
 }
 
 static int check_adamw(struct device *dev, struct tensor w, struct tensor master, struct tensor m, struct tensor v,
-                       struct tensor g, struct adamw_args args)
+                       struct tensor g, struct tensor control, struct adamw_args args)
 {
     (void)dev;
+    TRY(want_1d("adamw", "control", control, I64, CONTROL_ELEMS));
     TRY(want_count("adamw", "master", master, F32, master));
     TRY(want_count("adamw", "w", w, ACT, master));
     TRY(want_count("adamw", "m", m, F32, master));
@@ -418,24 +419,25 @@ static int check_adamw(struct device *dev, struct tensor w, struct tensor master
     return 0;
 }
 
-static int check_grad_add(struct device *dev, struct tensor acc, struct tensor g, double scale, double limit,
+static int check_grad_add(struct device *dev, struct tensor acc, struct tensor g, struct tensor control, double limit,
                           struct tensor fault)
 {
     (void)dev;
+    TRY(want_1d("grad_add", "control", control, I64, CONTROL_ELEMS));
     TRY(want_count("grad_add", "g", g, F32, g));
     TRY(want_count("grad_add", "acc", acc, F32 | I64, g));
     TRY(want_1d("grad_add", "fault", fault, I32, 1));
     if (acc.dtype == DT_F32) return 0;
     if (!(limit >= 0) || limit > 0x1p62) FAIL(ERR_BUG, "grad_add: limit %g is not between 0 and 2^62", limit);
-    return want_power_of_two("grad_add", scale);
+    return 0;
 }
 
-static int check_grad_read(struct device *dev, struct tensor g, struct tensor acc, double scale)
+static int check_grad_read(struct device *dev, struct tensor g, struct tensor acc, struct tensor control)
 {
     (void)dev;
+    TRY(want_1d("grad_read", "control", control, I64, CONTROL_ELEMS));
     TRY(want_count("grad_read", "acc", acc, F32 | I64, acc));
-    TRY(want_count("grad_read", "g", g, F32, acc));
-    return acc.dtype == DT_F32 ? 0 : want_power_of_two("grad_read", scale);
+    return want_count("grad_read", "g", g, F32, acc);
 }
 
 static int check_sum_fixed(struct device *dev, struct tensor acc, struct tensor x, double scale, struct tensor fault)
@@ -447,13 +449,29 @@ static int check_sum_fixed(struct device *dev, struct tensor acc, struct tensor 
     return want_power_of_two("sum_fixed", scale);
 }
 
-static int check_sum_squares(struct device *dev, struct tensor out, struct tensor x)
+static int check_sum_squares(struct device *dev, struct tensor out, struct tensor x, struct tensor fault)
 {
     (void)dev;
     TRY(want_count("sum_squares", "x", x, F32 | I64, x));
-    if (x.dtype == DT_F32 && tensor_elems(out) > 1)
-        out = tensor_range(out, 0, 1); /* the first of the limbs is used */
-    return want_1d("sum_squares", "out", out, I64, x.dtype == DT_I64 ? 4 : 1);
+    TRY(want_1d("sum_squares", "fault", fault, I32, 1));
+    return want_1d("sum_squares", "out", out, I64, 4);
+}
+
+static int check_step_sums(struct device *dev, struct tensor sums, struct tensor fault, struct tensor loss)
+{
+    (void)dev;
+    TRY(want_1d("step_sums", "sums", sums, I64, SUMS_ELEMS));
+    TRY(want_1d("step_sums", "fault", fault, I32, 1));
+    return want_1d("step_sums", "loss", loss, I64, 1);
+}
+
+static int check_step_decide(struct device *dev, struct tensor control, struct tensor sums, bool exact, double clip)
+{
+    (void)dev, (void)exact;
+    TRY(want_1d("step_decide", "control", control, I64, CONTROL_ELEMS));
+    TRY(want_1d("step_decide", "sums", sums, I64, SUMS_ELEMS));
+    if (!(clip >= 0)) FAIL(ERR_BUG, "step_decide: clip %g", clip);
+    return 0;
 }
 
 /* ---- the wrappers ---- */

@@ -134,13 +134,17 @@ int metrics_step(struct metrics *metrics, struct comm *comm, int64_t step, const
     const double tokens_per_s = n * (double)(cfg->batch.global * cfg->model.seq_len) / interval_s;
     if (comm->rank == 0) {
         print_progress(metrics, step, report, tokens_per_s, interval_s);
-        TRY(write_line(metrics, json_pack("{s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:I, s:i}", "step",
-                                          (json_int_t)step, "loss", report->loss, "lr", report->lr, "grad_norm",
-                                          report->grad_norm, "tokens_per_s", tokens_per_s, "step_s", interval_s / n,
-                                          "data_wait_s", total->load_s / n, "forward_s", total->forward_s / n,
-                                          "backward_s", total->backward_s / n, "reduce_s", total->reduce_s / n,
-                                          "update_s", total->update_s / n, "peak_rss_bytes", (json_int_t)peak_bytes,
-                                          "redone", report->redone)));
+        json_t *line = json_pack("{s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:I, s:i}", "step", (json_int_t)step, "loss",
+                                 report->loss, "lr", report->lr, "grad_norm", report->grad_norm, "tokens_per_s",
+                                 tokens_per_s, "step_s", interval_s / n, "data_wait_s", total->load_s / n,
+                                 "peak_rss_bytes", (json_int_t)peak_bytes, "redone", report->redone);
+        if (line && total->forward_s > 0) { /* a GPU does not tell the phases apart */
+            json_object_set_new(line, "forward_s", json_real(total->forward_s / n));
+            json_object_set_new(line, "backward_s", json_real(total->backward_s / n));
+            json_object_set_new(line, "reduce_s", json_real(total->reduce_s / n));
+            json_object_set_new(line, "update_s", json_real(total->update_s / n));
+        }
+        TRY(write_line(metrics, line));
     }
     metrics->mark_s = step_clock_s();
     metrics->steps = 0;

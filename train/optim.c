@@ -47,21 +47,19 @@ static int update_param(struct zero *z, const struct param *param, int64_t begin
     if (!param->decay) args.weight_decay = 0;
     return op_adamw(z->dev, tensor_range(z->weights[param->unit], from, elems),
                     tensor_range(z->master[param->unit], at, elems), tensor_range(z->m[param->unit], at, elems),
-                    tensor_range(z->v[param->unit], at, elems), tensor_range(gradient, at, elems), args);
+                    tensor_range(z->v[param->unit], at, elems), tensor_range(gradient, at, elems), z->control, args);
 }
 
-int optim_update(struct zero *z, const struct config *cfg, int64_t step, double norm)
+int optim_update(struct zero *z, const struct config *cfg, int64_t step)
 {
     const struct config_optim *o = &cfg->optim;
-    const double clip = o->clip > 0 ? o->clip / (norm + 1e-6) : 1;
     const struct adamw_args args = {.lr = optim_lr(cfg, step),
                                     .beta1 = o->beta1,
                                     .beta2 = o->beta2,
                                     .eps = o->eps,
                                     .weight_decay = o->weight_decay,
                                     .bias1 = 1 - pow(o->beta1, (double)(step + 1)),
-                                    .bias2 = 1 - pow(o->beta2, (double)(step + 1)),
-                                    .grad_scale = clip < 1 ? clip : 1};
+                                    .bias2 = 1 - pow(o->beta2, (double)(step + 1))};
     for (int u = 0; u < z->params->n_units; u++) {
         const struct unit *unit = &z->params->unit[u];
         struct tensor gradient = TENSOR_NONE;

@@ -7,8 +7,8 @@
 /* The learning rate of a step, counted from 0. Warm-up is linear: step 0 gets lr/warmup_steps. wsd is
  * warm-up–stable–decay (Hu et al. 2024); its 1-sqrt cool-down is that of Hägele et al. 2024. */
 double optim_lr(const struct config *cfg, int64_t step);
-/* Applies the reduced gradient of this norm as update number `step` (from 0), clipped to cfg->optim.clip as PyTorch's
- * clip_grad_norm_ does, and gathers the new weights on all ranks. Collective. */
-int optim_update(struct zero *zero, const struct config *cfg, int64_t step, double norm);
+/* Applies the reduced gradient as update number `step` (from 0), clipped to cfg->optim.clip as PyTorch's clip_grad_norm_
+ * does, unless the step has a fault, and starts gathering the new weights on all ranks. Collective. */
+int optim_update(struct zero *zero, const struct config *cfg, int64_t step);
 
 #endif

@@ -251,7 +251,7 @@ static int save(struct run *run)
     int rc = 0;
     const double begin = step_clock_s();
     struct ckpt_meta meta = {.step = run->done,
-                             .grad_scale = run->step.zero.scale,
+                             .grad_scale = run->step.grad_scale,
                              .grad_norm = run->step.grad_norm,
                              .model_id = run->step.params.id,
                              .tokenizer_id = run->tokenizer_id,
@@ -292,6 +292,14 @@ static bool due(int64_t step, int64_t every)
     return every > 0 && step % every == 0;
 }
 
+/* Whether the outcome of the step just issued is wanted at once. A CPU has it anyway. */
+static bool must_settle(struct run *run)
+{
+    const struct config *cfg = run->cfg;
+    return !run->dev.table->queue(&run->dev) || due(run->done, cfg->log.every) ||
+           due(run->done, cfg->log.eval_every) || due(run->done, cfg->checkpoint.every);
+}
+
 /* Steps until the end of the run or a request to stop. */
 static int loop(struct run *run)
 {
@@ -305,7 +313,11 @@ static int loop(struct run *run)
         TRY(step_run(&run->step, run->train, run->done, &report));
         run->done++;
         TRY(signal_poll(run->comm, cfg->run.dir, &request));
-        TRY(metrics_step(&run->metrics, run->comm, run->done, &report, run->done == end || request.stop));
+        const bool last = run->done == end || request.stop;
+        if (last || request.save || must_settle(run)) {
+            TRY(step_settle(&run->step, run->train, run->done, &report));
+        }
+        TRY(metrics_step(&run->metrics, run->comm, run->done, &report, last));
         if (due(run->done, cfg->log.eval_every) && run->done < end) TRY(evaluate(run));
         if ((due(run->done, cfg->checkpoint.every) || request.save) && save(run) != 0) {
             /* All ranks agreed on this failure, and nothing that was saved before is lost: training is worth going on. */

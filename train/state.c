@@ -137,7 +137,7 @@ int state_load(struct step *step, const char *folder, const struct ckpt_meta *me
 done:
     snapshot_close(&s);
     TRY(comm_agree(step->comm, rc));
-    step->grad_norm = meta->grad_norm;
+    TRY(step_resume(step, meta->step, meta->grad_norm));
     TRY(zero_gather(&step->zero));
     return model_weights_changed(&step->model);
 }

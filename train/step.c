@@ -54,6 +54,7 @@ void step_close(struct step *step)
 int step_start(struct step *step, bool initial_weights)
 {
     TRY(model_start(&step->model));
+    TRY(step_resume(step, 0, 0));
     if (!initial_weights) return 0;
     TRY(zero_init(&step->zero));
     return model_weights_changed(&step->model);
@@ -65,24 +66,16 @@ static int load(struct model *m, struct loader *loader, struct batch *batch)
     return model_load_batch(m, batch->tok, batch->target, batch->start, batch->pos);
 }
 
-/* Takes and clears the sum of losses on this rank. */
-static int take_loss_sum(struct model *m, int64_t *sum)
-{
-    TRY(m->dev->table->download(m->dev, sum, m->loss_sum.data, sizeof *sum));
-    return op_fill(m->dev, m->loss_sum, 0);
-}
-
 /* This rank's micro-batches, forward and backward, with the sums over ranks under way at the end. When one cannot be
  * loaded, *loaded says so, and the rank only takes part in the sums: all ranks get to where they agree on it. */
-static int accumulate(struct step *step, struct loader *loader, double tokens, struct step_report *report,
-                      int *loaded)
+static int accumulate(struct step *step, struct loader *loader, struct step_report *report, int *loaded)
 {
+    const double tokens = (double)(step->cfg->batch.global * step->cfg->model.seq_len);
     struct model *m = &step->model;
     struct batch batch;
     const int64_t n = loader_micro_batches(loader);
     *loaded = 0;
     TRY(zero_begin(&step->zero));
-    TRY(op_fill(m->dev, m->loss_sum, 0));
     double mark = step_clock_s();
     for (int64_t i = 0; i < n; i++) {
         *loaded = load(m, loader, &batch);
@@ -98,59 +91,88 @@ static int accumulate(struct step *step, struct loader *loader, double tokens, s
     return n > 0 ? 0 : zero_accumulate_nothing(&step->zero);
 }
 
+int step_run(struct step *step, struct loader *loader, int64_t index, struct step_report *report)
+{
+    int loaded = 0;
+    *report = (struct step_report){.lr = optim_lr(step->cfg, index)};
+    TRY(accumulate(step, loader, report, &loaded));
+    double mark = step_clock_s();
+    TRY(zero_reduce(&step->zero));
+    TRY(comm_agree(step->comm, loaded));
+    lap(&report->reduce_s, &mark);
+    TRY(optim_update(&step->zero, step->cfg, index));
+    TRY(model_weights_changed(&step->model));
+    lap(&report->update_s, &mark);
+    /* Where ops are only issued, the host's time says nothing of them. */
+    struct device *dev = step->model.dev;
+    if (dev->table->queue(dev)) *report = (struct step_report){.lr = report->lr, .load_s = report->load_s};
+    return 0;
+}
+
 /* A failure that every rank has found alike. */
-static int fail(struct step *step, const char *what, int64_t index)
+static int fail(struct step *step, int64_t index, const char *what)
 {
     return comm_agree(step->comm,
                       err_raise(ERR_NUMERIC, __FILE__, __LINE__, "step %lld: %s", (long long)index + 1, what));
 }
 
-int step_run(struct step *step, struct loader *loader, int64_t index, struct step_report *report)
+/* Issues the steps [begin, end) again, the first of them with a coarser scale. */
+static int run_again(struct step *step, struct loader *loader, int64_t begin, int64_t end,
+                     struct step_control control)
 {
-    const struct config *cfg = step->cfg;
-    struct zero *zero = &step->zero;
-    struct zero_outcome outcome = {.overflow = true};
-    const double tokens = (double)(cfg->batch.global * cfg->model.seq_len);
-    int64_t loss_sum = 0;
-    int loaded = 0;
-    *report = (struct step_report){.lr = optim_lr(cfg, index)};
-    zero->scale = zero_scale_for(step->grad_norm);
-    for (; outcome.overflow && !outcome.not_finite; report->redone++) {
-        if (report->redone == RESCALE_TRIES) {
-            return fail(step, "gradients overflow at every scale; lower optim.lr", index);
-        }
-        if (report->redone > 0) {
-            log_info("step %lld: a gradient is more than %g times the last norm; doing the step again with a coarser "
-                     "scale",
-                     (long long)index + 1, ldexp(1.0, RESCALE_BITS));
-            zero->scale = ldexp(zero->scale, -RESCALE_BITS);
-            TRY(loader_seek(loader, index));
-        }
-        TRY(accumulate(step, loader, tokens, report, &loaded));
-        double mark = step_clock_s();
-        TRY(zero_reduce(zero, &outcome));
-        TRY(comm_agree(step->comm, loaded));
-        lap(&report->reduce_s, &mark);
-    }
-    report->redone--;
-    TRY(take_loss_sum(&step->model, &loss_sum));
-    TRY(comm_sum_i64(step->comm, &loss_sum, 1));
-    report->loss = (double)loss_sum / MODEL_LOSS_SCALE / tokens;
-    report->grad_norm = outcome.norm;
-    if (outcome.not_finite) {
-        return fail(
-            step,
-            "the loss or a gradient is NaN or infinite; nothing was updated. Checkpoints saved before are intact: "
-            "lower optim.lr, lengthen optim.warmup_steps or tighten optim.clip, and run again to resume from the "
-            "last one",
-            index);
-    }
-    double mark = step_clock_s();
-    TRY(optim_update(zero, cfg, index, outcome.norm));
-    TRY(model_weights_changed(&step->model));
-    lap(&report->update_s, &mark);
-    step->grad_norm = outcome.norm;
+    struct step_report report;
+    log_info("step %lld: a gradient is more than %g times the last norm; doing the step again with a coarser scale",
+             (long long)begin + 1, ldexp(1.0, RESCALE_BITS));
+    control.scale = ldexp(control.scale, -RESCALE_BITS);
+    control.fault = 0;
+    control.steps = 0;
+    TRY(zero_set_control(&step->zero, control));
+    TRY(loader_seek(loader, begin));
+    for (int64_t i = begin; i < end; i++)
+        TRY(step_run(step, loader, i, &report));
     return 0;
+}
+
+int step_settle(struct step *step, struct loader *loader, int64_t done, struct step_report *report)
+{
+    struct step_control control;
+    int tries = 0;
+    for (;;) {
+        TRY(zero_control(&step->zero, &control));
+        if (control.steps > 0) tries = 0;
+        step->settled += control.steps;
+        if (control.fault == 0) break;
+        if (control.fault & FAULT_NAN) {
+            return fail(
+                step, step->settled,
+                "the loss or a gradient is NaN or infinite; nothing was updated. Checkpoints saved before are "
+                "intact: lower optim.lr, lengthen optim.warmup_steps or tighten optim.clip, and run again to "
+                "resume from the last one");
+        }
+        if (tries == RESCALE_TRIES)
+            return fail(step, step->settled, "gradients overflow at every scale; lower optim.lr");
+        tries++;
+        report->redone++;
+        TRY(run_again(step, loader, step->settled, done, control));
+    }
+    ASSERT(step->settled == done);
+    control.steps = 0;
+    TRY(zero_set_control(&step->zero, control));
+    const double tokens = (double)(step->cfg->batch.global * step->cfg->model.seq_len);
+    report->loss = (double)control.loss / MODEL_LOSS_SCALE / tokens;
+    report->grad_norm = control.norm;
+    step->grad_norm = control.norm;
+    step->grad_scale = control.scale;
+    return 0;
+}
+
+int step_resume(struct step *step, int64_t done, double grad_norm)
+{
+    const struct step_control control = {.scale = step_scale(grad_norm), .norm = grad_norm};
+    step->settled = done;
+    step->grad_norm = control.norm;
+    step->grad_scale = control.scale;
+    return zero_set_control(&step->zero, control);
 }
 
 /* This rank's n micro-batches of a validation pass: sums[0] of losses, sums[1] of tokens. Not collective. */
@@ -165,7 +187,7 @@ static int evaluate(struct model *m, struct loader *loader, int64_t n, int64_t s
             sums[1] += batch.target[t] >= 0;
         TRY(model_forward(m, false, 0));
     }
-    return take_loss_sum(m, &sums[0]);
+    return m->dev->table->download(m->dev, &sums[0], m->loss_sum.data, sizeof sums[0]);
 }
 
 int step_evaluate(struct step *step, struct loader *loader, int64_t max_micro_batches, double *loss)

@@ -12,15 +12,18 @@ struct step {
     struct params params;
     struct model model;
     struct zero zero;
-    double grad_norm; /* of the last step, from which the next scale follows; 0 before the first */
+    int64_t settled;   /* steps done whose outcome is known */
+    double grad_norm;  /* of the last of them, from which the next scale follows; 0 before the first */
+    double grad_scale; /* that scale */
 };
 
-/* What a step did; the same on every rank but for the times, which are this rank's. */
+/* What a step did; the same on every rank but for the times, which are this rank's (on a GPU, of issuing the work). */
 struct step_report {
+    double lr;
+    /* From step_settle: */
     double loss;      /* mean over the tokens of the global batch, in nats */
     double grad_norm; /* before clipping */
-    double lr;
-    int redone; /* times that the step was done again with a coarser scale */
+    int redone;       /* times that steps were done again with a coarser scale */
     double load_s, forward_s, backward_s, reduce_s, update_s; /* waiting for data, and the phases of computation */
 };
 
@@ -31,9 +34,15 @@ int step_layout(struct step *step, const struct config *cfg, int64_t vocab_size,
 void step_close(struct step *step);
 /* After the real layout: tables, and initial weights unless a checkpoint will bring them. Collective. */
 int step_start(struct step *step, bool initial_weights);
-/* Does step `index` (from 0); the loader stands there. ERR_NUMERIC, on all ranks, when the loss or a gradient is not
- * finite: the weights are then those before the step. Collective. */
+/* Does step `index` (from 0); the loader stands there. On a GPU the step is only issued: the host does not wait for it.
+ * Collective. */
 int step_run(struct step *step, struct loader *loader, int64_t index, struct step_report *report);
+/* Learns what came out of the steps up to `done`, and adds it to the report of the last one. A step in which an integer
+ * sum overflowed has changed nothing, nor has any after it: they are done again here. ERR_NUMERIC, on all ranks, when
+ * the loss or a gradient was not finite: the weights are then those before that step. Collective. */
+int step_settle(struct step *step, struct loader *loader, int64_t done, struct step_report *report);
+/* Goes on after `done` steps, the last one's gradient having had this norm (0: there was none). */
+int step_resume(struct step *step, int64_t done, double grad_norm);
 /* Mean loss over a validation loader, at most max_micro_batches (0: all) of each rank. Collective. */
 int step_evaluate(struct step *step, struct loader *loader, int64_t max_micro_batches, double *loss);
 /* Seconds since some fixed moment, for measuring. */

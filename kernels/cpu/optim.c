@@ -48,15 +48,17 @@ static void adamw_tail(float *master, float *m, float *v, const float *g, int64_
 }
 
 int cpu_adamw(struct device *dev, struct tensor w, struct tensor master, struct tensor m, struct tensor v,
-              struct tensor g, struct adamw_args args)
+              struct tensor g, struct tensor control, struct adamw_args args)
 {
     const int64_t elems = tensor_elems(master);
+    const struct step_control *state = control.data;
+    if (state->fault) return 0;
     const struct adamw_factors factors = {
         .beta1 = (float)args.beta1,
         .beta2 = (float)args.beta2,
         .new1 = (float)(1.0 - args.beta1),
         .new2 = (float)(1.0 - args.beta2),
-        .grad_scale = (float)args.grad_scale,
+        .grad_scale = (float)state->clip,
         .decay = (float)(args.lr * args.weight_decay),
         .rate = (float)(args.lr / args.bias1),
         .root = (float)(1.0 / sqrt(args.bias2)),
@@ -107,9 +109,10 @@ static int add_float(float *acc, const float *g, int64_t n)
     return isnan(poison) ? FAULT_NAN : 0;
 }
 
-int cpu_grad_add(struct device *dev, struct tensor acc, struct tensor g, double scale, double limit,
+int cpu_grad_add(struct device *dev, struct tensor acc, struct tensor g, struct tensor control, double limit,
                  struct tensor fault)
 {
+    const double scale = ((const struct step_control *)control.data)->scale;
     const int64_t elems = tensor_elems(g);
     const float *grads = g.data;
     int faults = 0;
@@ -136,13 +139,13 @@ static void read_fixed(float *g, const int64_t *acc, int64_t n, float inverse)
     }
 }
 
-int cpu_grad_read(struct device *dev, struct tensor g, struct tensor acc, double scale)
+int cpu_grad_read(struct device *dev, struct tensor g, struct tensor acc, struct tensor control)
 {
     if (acc.dtype == DT_F32) return g.data == acc.data ? 0 : cpu_copy(dev, g, acc);
     const int64_t elems = tensor_elems(g);
     const int64_t *from = acc.data;
     float *to = g.data;
-    const float inverse = (float)(1.0 / scale);
+    const float inverse = (float)((const struct step_control *)control.data)->unscale;
     read_fixed(to, from, cpu_min(PIECE, elems), inverse);
     /* When g lies on the first half of acc, the floats [n, 2n) overwrite the integers [n/2, n), which are done: ranges
      * that double can be worked on in parallel, each after the one before. */
@@ -236,15 +239,28 @@ static double sum_squares_float(struct device *dev, const float *x, int64_t elem
     return total;
 }
 
-int cpu_sum_squares(struct device *dev, struct tensor out, struct tensor x)
+int cpu_sum_squares(struct device *dev, struct tensor out, struct tensor x, struct tensor fault)
 {
     if (x.dtype == DT_I64) {
         sum_squares_fixed(dev, out.data, x.data, tensor_elems(x));
-        return 0;
+    } else if (!step_squares(out.data, sum_squares_float(dev, x.data, tensor_elems(x)))) {
+        *(int32_t *)fault.data |= FAULT_NAN;
     }
-    double total;
-    memcpy(&total, out.data, sizeof total);
-    total += sum_squares_float(dev, x.data, tensor_elems(x));
-    memcpy(out.data, &total, sizeof total);
+    return 0;
+}
+
+/* ---- a step as a whole ---- */
+
+int cpu_step_sums(struct device *dev, struct tensor sums, struct tensor fault, struct tensor loss)
+{
+    (void)dev;
+    step_sums(sums.data, *(const int32_t *)fault.data, *(const int64_t *)loss.data);
+    return 0;
+}
+
+int cpu_step_decide(struct device *dev, struct tensor control, struct tensor sums, bool exact, double clip)
+{
+    (void)dev;
+    step_decide(control.data, sums.data, exact, clip);
     return 0;
 }

@@ -23,13 +23,14 @@ __device__ static inline int64_t piece_step()
 
 struct adamw_factors {
     float beta1, beta2, new1, new2; /* new = 1 − beta */
-    float grad_scale, decay, rate, root, eps;
+    float decay, rate, root, eps;
 };
 
 /* One element. */
-__device__ static inline void adamw_element(float &master, float &m, float &v, float g, const adamw_factors &k)
+__device__ static inline void adamw_element(float &master, float &m, float &v, float g, float clip,
+                                            const adamw_factors &k)
 {
-    const float scaled = __fmul_rn(g, k.grad_scale);
+    const float scaled = __fmul_rn(g, clip);
     m = __fmaf_rn(k.beta1, m, __fmul_rn(k.new1, scaled));
     v = __fmaf_rn(k.beta2, v, __fmul_rn(k.new2, __fmul_rn(scaled, scaled)));
     const float decayed = __fmaf_rn(-k.decay, master, master);
@@ -40,8 +41,11 @@ __device__ static inline void adamw_element(float &master, float &m, float &v, f
 /* w may be master's own memory: then it gets the same values twice. */
 template <class T>
 __global__ void __launch_bounds__(THREADS)
-    adamw(T *w, float *master, float *m, float *v, const float *g, int64_t elems, adamw_factors k, bool aligned)
+    adamw(T *w, float *master, float *m, float *v, const float *g, const step_control *control, int64_t elems,
+          adamw_factors k, bool aligned)
 {
+    const float clip = (float)control->clip;
+    if (control->fault) elems = 0;
     for (int64_t at = first_piece(); at < elems; at += piece_step()) {
         float weight[CUDA_PIECE], mean[CUDA_PIECE], square[CUDA_PIECE], gradient[CUDA_PIECE];
         cuda_load(weight, master, at, elems, aligned);
@@ -50,7 +54,7 @@ __global__ void __launch_bounds__(THREADS)
         cuda_load(gradient, g, at, elems, aligned);
 #pragma unroll
         for (int i = 0; i < CUDA_PIECE; i++)
-            adamw_element(weight[i], mean[i], square[i], gradient[i], k);
+            adamw_element(weight[i], mean[i], square[i], gradient[i], clip, k);
         cuda_store(master, weight, at, elems, aligned);
         cuda_store(m, mean, at, elems, aligned);
         cuda_store(v, square, at, elems, aligned);
@@ -59,7 +63,7 @@ __global__ void __launch_bounds__(THREADS)
 }
 
 extern "C" int cuda_adamw(struct device *dev, struct tensor w, struct tensor master, struct tensor m, struct tensor v,
-                          struct tensor g, struct adamw_args args)
+                          struct tensor g, struct tensor control, struct adamw_args args)
 {
     const int64_t elems = tensor_elems(master);
     if (elems == 0) return 0;
@@ -68,7 +72,6 @@ extern "C" int cuda_adamw(struct device *dev, struct tensor w, struct tensor mas
     factors.beta2 = (float)args.beta2;
     factors.new1 = (float)(1.0 - args.beta1);
     factors.new2 = (float)(1.0 - args.beta2);
-    factors.grad_scale = (float)args.grad_scale;
     factors.decay = (float)(args.lr * args.weight_decay);
     factors.rate = (float)(args.lr / args.bias1);
     factors.root = (float)(1.0 / sqrt(args.bias2));
@@ -77,7 +80,7 @@ extern "C" int cuda_adamw(struct device *dev, struct tensor w, struct tensor mas
     CUDA_BY_TYPE(w.dtype, T,
                  TRY(CUDA_LAUNCH(dev, adamw<T>, cuda_blocks(elems, THREADS * CUDA_PIECE), THREADS, 0, cuda_data<T>(w),
                                  cuda_data<float>(master), cuda_data<float>(m), cuda_data<float>(v),
-                                 cuda_data<float>(g), elems, factors, aligned)));
+                                 cuda_data<float>(g), cuda_data<step_control>(control), elems, factors, aligned)));
     return 0;
 }
 
@@ -136,9 +139,10 @@ __global__ void __launch_bounds__(THREADS)
 
 /* The product with a power of two is exact in double, and rounding it, to nearest even, is the only rounding there
  * is. */
-__global__ void __launch_bounds__(THREADS)
-    add_fixed(int64_t *acc, const float *g, int64_t elems, double scale, double limit, int *fault, bool aligned)
+__global__ void __launch_bounds__(THREADS) add_fixed(int64_t *acc, const float *g, const step_control *control,
+                                                     int64_t elems, double limit, int *fault, bool aligned)
 {
+    const double scale = control->scale;
     int faults = 0;
     for (int64_t at = first_piece(); at < elems; at += piece_step()) {
         int64_t sums[CUDA_PIECE];
@@ -157,8 +161,8 @@ __global__ void __launch_bounds__(THREADS)
     if (faults) atomicOr(fault, faults);
 }
 
-extern "C" int cuda_grad_add(struct device *dev, struct tensor acc, struct tensor g, double scale, double limit,
-                             struct tensor fault)
+extern "C" int cuda_grad_add(struct device *dev, struct tensor acc, struct tensor g, struct tensor control,
+                             double limit, struct tensor fault)
 {
     const int64_t elems = tensor_elems(g);
     if (elems == 0) return 0;
@@ -167,15 +171,16 @@ extern "C" int cuda_grad_add(struct device *dev, struct tensor acc, struct tenso
     if (acc.dtype == DT_F32)
         return CUDA_LAUNCH(dev, add_float, blocks, THREADS, 0, cuda_data<float>(acc), cuda_data<float>(g), elems,
                            cuda_data<int>(fault), aligned);
-    return CUDA_LAUNCH(dev, add_fixed, blocks, THREADS, 0, cuda_data<int64_t>(acc), cuda_data<float>(g), elems, scale,
-                       limit, cuda_data<int>(fault), aligned);
+    return CUDA_LAUNCH(dev, add_fixed, blocks, THREADS, 0, cuda_data<int64_t>(acc), cuda_data<float>(g),
+                       cuda_data<step_control>(control), elems, limit, cuda_data<int>(fault), aligned);
 }
 
 /* g = acc·inverse for the elements [begin, end). A block reads all that it takes at a time before it writes any of it.
  * The conversion rounds; the product with a power of two does not. */
 __global__ void __launch_bounds__(THREADS)
-    read_fixed(float *g, const int64_t *acc, int64_t begin, int64_t end, float inverse, bool aligned)
+    read_fixed(float *g, const int64_t *acc, const step_control *control, int64_t begin, int64_t end, bool aligned)
 {
+    const float inverse = (float)control->unscale;
     for (int64_t block = blockIdx.x * (int64_t)(THREADS * CUDA_PIECE); begin + block < end; block += piece_step()) {
         const int64_t at = begin + block + threadIdx.x * CUDA_PIECE;
         int64_t sums[CUDA_PIECE];
@@ -191,7 +196,7 @@ __global__ void __launch_bounds__(THREADS)
 
 /* When g lies on the first half of acc, the floats [n, 2n) overwrite the integers [n/2, n): so one block does the first
  * elements, and then each launch the double of what is done, whose floats reach only what earlier launches have read. */
-extern "C" int cuda_grad_read(struct device *dev, struct tensor g, struct tensor acc, double scale)
+extern "C" int cuda_grad_read(struct device *dev, struct tensor g, struct tensor acc, struct tensor control)
 {
     if (acc.dtype == DT_F32) return cuda_copy(dev, g, acc);
     const int64_t elems = tensor_elems(g), one_block = THREADS * CUDA_PIECE;
@@ -199,7 +204,7 @@ extern "C" int cuda_grad_read(struct device *dev, struct tensor g, struct tensor
     for (int64_t begin = 0, end; begin < elems; begin = end) {
         end = cuda_min(elems, !over ? elems : begin == 0 ? one_block : 2 * begin);
         TRY(CUDA_LAUNCH(dev, read_fixed, cuda_blocks(end - begin, one_block), THREADS, 0, cuda_data<float>(g),
-                        cuda_data<int64_t>(acc), begin, end, (float)(1.0 / scale), aligned));
+                        cuda_data<int64_t>(acc), cuda_data<step_control>(control), begin, end, aligned));
     }
     return 0;
 }
@@ -328,16 +333,17 @@ __global__ void __launch_bounds__(THREADS) squares_float(double *parts, const fl
 }
 
 /* One block. */
-__global__ void __launch_bounds__(THREADS) finish_float(double *out, const double *parts, unsigned blocks)
+__global__ void __launch_bounds__(THREADS)
+    finish_float(int64_t *out, const double *parts, unsigned blocks, int *fault)
 {
     double total = 0;
     for (unsigned block = threadIdx.x; block < blocks; block += THREADS)
         total += parts[block];
     total = block_total(total);
-    if (threadIdx.x == 0) *out += total;
+    if (threadIdx.x == 0 && !step_squares(out, total)) atomicOr(fault, FAULT_NAN);
 }
 
-extern "C" int cuda_sum_squares(struct device *dev, struct tensor out, struct tensor x)
+extern "C" int cuda_sum_squares(struct device *dev, struct tensor out, struct tensor x, struct tensor fault)
 {
     const int64_t elems = tensor_elems(x);
     const unsigned blocks = cuda_blocks(elems, THREADS * CUDA_PIECE);
@@ -351,5 +357,30 @@ extern "C" int cuda_sum_squares(struct device *dev, struct tensor out, struct te
     }
     double *const parts = static_cast<double *>(dev->workspace);
     TRY(CUDA_LAUNCH(dev, squares_float, blocks, THREADS, 0, parts, cuda_data<float>(x), elems, cuda_aligned(x.data)));
-    return CUDA_LAUNCH(dev, finish_float, 1, THREADS, 0, cuda_data<double>(out), parts, blocks);
+    return CUDA_LAUNCH(dev, finish_float, 1, THREADS, 0, cuda_data<int64_t>(out), parts, blocks,
+                       cuda_data<int>(fault));
+}
+
+/* ---- a step as a whole, by one thread ---- */
+
+__global__ void gather_sums(int64_t *sums, const int *fault, const int64_t *loss)
+{
+    step_sums(sums, *fault, *loss);
+}
+
+extern "C" int cuda_step_sums(struct device *dev, struct tensor sums, struct tensor fault, struct tensor loss)
+{
+    return CUDA_LAUNCH(dev, gather_sums, 1, 1, 0, cuda_data<int64_t>(sums), cuda_data<int>(fault),
+                       cuda_data<int64_t>(loss));
+}
+
+__global__ void decide(step_control *control, const int64_t *sums, bool exact, double clip)
+{
+    step_decide(control, sums, exact, clip);
+}
+
+extern "C" int cuda_step_decide(struct device *dev, struct tensor control, struct tensor sums, bool exact,
+                                double clip)
+{
+    return CUDA_LAUNCH(dev, decide, 1, 1, 0, cuda_data<step_control>(control), cuda_data<int64_t>(sums), exact, clip);
 }

@@ -73,11 +73,11 @@ static void scale_is_a_power_of_two_that_follows_the_norm(void **state)
     for (int i = 0; i < 32; i++) {
         const double norm = 1e-9 * pow(3.7, i);
         int exponent = 0;
-        const double scale = zero_scale_for(norm);
+        const double scale = step_scale(norm);
         assert_true(frexp(scale, &exponent) == 0.5);
         assert_true(norm * scale >= ldexp(1, 39) && norm * scale <= ldexp(1, 40));
     }
-    assert_true(zero_scale_for(0) > 0);
+    assert_true(step_scale(0) > 0);
 }
 
 int main(void)

@@ -5,23 +5,11 @@
 
 #include <math.h>
 #include <stdlib.h>
-#include <string.h>
 
-/* A gradient's norm is placed at 2^40 quanta: elements of ordinary size then keep more bits than fp32 has, and an element
- * may still be 2^12 times the whole norm before it overflows (see element_limit). */
-#define SCALE_NORM_BITS 40
+/* An element of one micro-batch stays exact as a double up to here. */
 #define SCALE_ELEMENT_BITS 52
-/* Before the first step nothing is known: gradients of a freshly initialised model have a norm of this order. */
-#define SCALE_FIRST_NORM 4.0
 /* Initial weights are made in pieces of so many, because the buffer that they pass through is in no plan. */
 #define INIT_ELEMS ((int64_t)1 << 18)
-
-double zero_scale_for(double norm)
-{
-    int exponent = 0;
-    frexp(norm > 0 ? norm : SCALE_FIRST_NORM, &exponent);
-    return ldexp(1.0, SCALE_NORM_BITS - exponent);
-}
 
 /* The largest element of one micro-batch, in quanta, with which no sum over the step can leave 63 bits, nor leave what a
  * double holds exactly. */
@@ -55,8 +43,9 @@ int zero_layout(struct zero *z, const struct config *cfg, const struct params *p
                        .reduce = (enum reduce)cfg->parallel.reduce,
                        .weights = model->unit,
                        .fault = model->fault,
-                       .micro_batches = cfg->batch.global / cfg->batch.micro,
-                       .scale = zero_scale_for(0)};
+                       .loss_sum = model->loss_sum,
+                       .clip = cfg->optim.clip,
+                       .micro_batches = cfg->batch.global / cfg->batch.micro};
     const size_t n_units = (size_t)params->n_units;
     z->acc = calloc(4 * n_units, sizeof *z->acc);
     if (!z->acc) FAIL(ERR_SYSTEM, "out of memory for the table of %d units", params->n_units);
@@ -74,7 +63,8 @@ int zero_layout(struct zero *z, const struct config *cfg, const struct params *p
         z->m[u] = arena_tensor(arena, ARENA_OPTIM, DT_F32, n, 0, 0);
         z->v[u] = arena_tensor(arena, ARENA_OPTIM, DT_F32, n, 0, 0);
     }
-    z->squares = arena_tensor(arena, ARENA_WORK, DT_I64, 4, 0, 0);
+    z->sums = arena_tensor(arena, ARENA_WORK, DT_I64, SUMS_ELEMS, 0, 0);
+    z->control = arena_tensor(arena, ARENA_WORK, DT_I64, CONTROL_ELEMS, 0, 0);
     model->need = zero_need;
     model->need_context = z;
     return 0;
@@ -136,13 +126,14 @@ int zero_begin(struct zero *z)
     z->last = false;
     for (int u = 0; u < z->params->n_units; u++)
         TRY(op_fill(z->dev, z->acc[u], 0));
+    TRY(op_fill(z->dev, z->loss_sum, 0));
     return op_fill(z->dev, z->fault, 0);
 }
 
 int zero_accumulate(void *zero, int unit, struct tensor grads)
 {
     struct zero *z = zero;
-    TRY(op_grad_add(z->dev, z->acc[unit], grads, z->scale, element_limit(z), z->fault));
+    TRY(op_grad_add(z->dev, z->acc[unit], grads, z->control, element_limit(z), z->fault));
     if (z->last) TRY(comm_sum_start(z->comm, z->acc[unit], z->stage > 0));
     return comm_poll(z->comm);
 }
@@ -154,43 +145,31 @@ int zero_accumulate_nothing(struct zero *z)
     return 0;
 }
 
-/* The norm of the whole gradient from every rank's shard: as integers when exact, so that it too has no order. */
-static int gradient_norm(struct zero *z, double *norm)
+int zero_reduce(struct zero *z)
 {
-    int64_t limbs[4] = {0};
-    TRY(op_fill(z->dev, z->squares, 0));
+    TRY(comm_wait(z->comm));
+    TRY(op_fill(z->dev, z->sums, 0));
     for (int u = 0; u < z->params->n_units; u++) {
         int64_t begin = 0, n = 0;
         zero_shard(z, u, &begin, &n);
-        TRY(op_sum_squares(z->dev, z->squares, tensor_range(z->acc[u], begin, n)));
+        TRY(op_sum_squares(z->dev, tensor_range(z->sums, SUMS_SQUARES, 4), tensor_range(z->acc[u], begin, n),
+                           z->fault));
     }
-    TRY(z->dev->table->download(z->dev, limbs, z->squares.data, sizeof limbs));
-    double total = 0;
-    if (z->reduce == REDUCE_EXACT) {
-        TRY(comm_sum_i64(z->comm, limbs, 4));
-        for (int i = 3; i >= 0; i--)
-            total = ldexp(total, 32) + (double)limbs[i];
-        total /= z->scale * z->scale;
-    } else {
-        memcpy(&total, limbs, sizeof total);
-        TRY(comm_sum_f64(z->comm, &total, 1));
-    }
-    *norm = sqrt(total);
-    return 0;
+    TRY(op_step_sums(z->dev, z->sums, z->fault, z->loss_sum));
+    TRY(comm_sum_start(z->comm, z->sums, false));
+    TRY(comm_wait(z->comm));
+    return op_step_decide(z->dev, z->control, z->sums, z->reduce == REDUCE_EXACT, z->clip);
 }
 
-int zero_reduce(struct zero *z, struct zero_outcome *outcome)
+int zero_set_control(struct zero *z, struct step_control control)
 {
-    int32_t fault = 0;
-    TRY(comm_wait(z->comm));
+    return z->dev->table->upload(z->dev, z->control.data, &control, sizeof control);
+}
+
+int zero_control(struct zero *z, struct step_control *control)
+{
     TRY(comm_finish(z->comm));
-    TRY(z->dev->table->download(z->dev, &fault, z->fault.data, sizeof fault));
-    int64_t seen[2] = {(fault & FAULT_OVERFLOW) != 0, (fault & FAULT_NAN) != 0};
-    TRY(comm_max_i64(z->comm, seen, 2));
-    *outcome = (struct zero_outcome){.overflow = seen[0] != 0, .not_finite = seen[1] != 0};
-    TRY(gradient_norm(z, &outcome->norm));
-    outcome->not_finite |= !isfinite(outcome->norm);
-    return 0;
+    return z->dev->table->download(z->dev, control, z->control.data, sizeof *control);
 }
 
 int zero_gradient(struct zero *z, int unit, struct tensor *gradient)
@@ -199,5 +178,5 @@ int zero_gradient(struct zero *z, int unit, struct tensor *gradient)
     zero_part(z, unit, &begin, &n);
     const struct tensor acc = tensor_range(z->acc[unit], begin, n);
     *gradient = tensor_1d(acc.data, DT_F32, n);
-    return op_grad_read(z->dev, *gradient, acc, z->scale);
+    return op_grad_read(z->dev, *gradient, acc, z->control);
 }

@@ -1,15 +1,21 @@
 /* adamw, and the gradient accumulators in floats and in fixed point. */
-#include <math.h>
-#include <string.h>
-
 #include "op_test.h"
+#include <math.h>
 
 static const int64_t sizes[] = {0, 1, 5, 511, 513, 40003};
 enum { SIZES = sizeof sizes / sizeof sizes[0] };
 
+static struct tensor make_control(struct op_test *test, struct step_control control)
+{
+    return op_values_i64(test, (const int64_t *)&control, CONTROL_ELEMS);
+}
+
 /* ---- adamw ---- */
 
+#define CLIP 0.3
+
 struct adamw {
+    struct tensor control;
     struct op_tensor w, master, m, v, g;
     struct adamw_args args;
 };
@@ -17,7 +23,8 @@ struct adamw {
 static struct adamw make_adamw(struct op_test *test, enum dtype dtype, int64_t n)
 {
     const struct tensor flat = tensor_1d(NULL, DT_F32, n);
-    return (struct adamw){.w = op_values(test, tensor_1d(NULL, dtype, n), NULL),
+    return (struct adamw){.control = make_control(test, (struct step_control){.clip = CLIP}),
+                          .w = op_values(test, tensor_1d(NULL, dtype, n), NULL),
                           .master = op_random(test, flat, -1, 1),
                           .m = op_random(test, flat, -0.1, 0.1),
                           .v = op_random(test, flat, 0, 0.01),
@@ -28,14 +35,13 @@ static struct adamw make_adamw(struct op_test *test, enum dtype dtype, int64_t n
                                    .eps = 1e-8,
                                    .weight_decay = 0.1,
                                    .bias1 = 1 - pow(0.9, 3),
-                                   .bias2 = 1 - pow(0.95, 3),
-                                   .grad_scale = 0.3}};
+                                   .bias2 = 1 - pow(0.95, 3)}};
 }
 
 static int run_adamw(struct device *dev, const void *ctx)
 {
     const struct adamw *a = ctx;
-    return op_adamw(dev, a->w.t, a->master.t, a->m.t, a->v.t, a->g.t, a->args);
+    return op_adamw(dev, a->w.t, a->master.t, a->m.t, a->v.t, a->g.t, a->control, a->args);
 }
 
 /* Elements [begin, end) only, as a rank that owns them would. */
@@ -44,14 +50,14 @@ static int run_adamw_part(struct device *dev, const struct adamw *a, int64_t beg
     const int64_t n = end - begin;
     return op_adamw(dev, tensor_range(a->w.t, begin, n), tensor_range(a->master.t, begin, n),
                     tensor_range(a->m.t, begin, n), tensor_range(a->v.t, begin, n), tensor_range(a->g.t, begin, n),
-                    a->args);
+                    a->control, a->args);
 }
 
 static void reference_adamw(const struct adamw *a)
 {
     const struct adamw_args *p = &a->args;
     for (int64_t i = 0; i < tensor_elems(a->g.t); i++) {
-        const double g = a->g.v[i] * p->grad_scale;
+        const double g = a->g.v[i] * CLIP;
         double *w = &a->master.v[i], *m = &a->m.v[i], *v = &a->v.v[i];
         *w -= p->lr * p->weight_decay * *w;
         *m = p->beta1 * *m + (1 - p->beta1) * g;
@@ -101,6 +107,18 @@ static void check_adamw_update(struct op_test *test)
     op_expect(test, "adamw: update", a.master.t, a.master.v, op_bound(DT_F32));
 }
 
+/* A step with a fault changes nothing. */
+static void check_adamw_fault(struct op_test *test)
+{
+    struct adamw a = make_adamw(test, DT_BF16, 600);
+    a.control = make_control(test, (struct step_control){.clip = 1, .fault = FAULT_OVERFLOW});
+    op_ok(run_adamw(test->dev, &a));
+    op_expect_exact(test, "adamw: master after a fault", a.master.t, a.master.v);
+    op_expect_exact(test, "adamw: m after a fault", a.m.t, a.m.v);
+    op_expect_exact(test, "adamw: v after a fault", a.v.t, a.v.v);
+    op_expect_exact(test, "adamw: w after a fault", a.w.t, a.w.v);
+}
+
 void test_op_adamw(struct device *dev)
 {
     for (int k = 0; k < OP_ACT_TYPES; k++) {
@@ -112,6 +130,7 @@ void test_op_adamw(struct device *dev)
     }
     struct op_test test = op_test_begin(dev, 81);
     check_adamw_update(&test);
+    check_adamw_fault(&test);
     struct adamw a = make_adamw(&test, DT_BF16, 4);
     a.m.t = tensor_range(a.m.t, 0, 3);
     op_refused(run_adamw(dev, &a), "adamw: m is f32 [3]");
@@ -121,14 +140,14 @@ void test_op_adamw(struct device *dev)
 /* ---- grad_add ---- */
 
 struct grad_add {
-    double scale, limit;
-    struct tensor acc, g, fault;
+    double limit;
+    struct tensor acc, g, control, fault;
 };
 
 static int run_grad_add(struct device *dev, const void *ctx)
 {
     const struct grad_add *c = ctx;
-    return op_grad_add(dev, c->acc, c->g, c->scale, c->limit, c->fault);
+    return op_grad_add(dev, c->acc, c->g, c->control, c->limit, c->fault);
 }
 
 /* Adds g to zeros of the type at scale 4 with limit 2^40, and returns the fault. */
@@ -139,7 +158,8 @@ static int fault_of(struct op_test *test, enum dtype dtype, const double *g, con
     struct op_tensor acc = op_values(test, tensor_1d(NULL, dtype, N), NULL);
     struct op_tensor grad = op_values(test, tensor_1d(NULL, DT_F32, N), g);
     struct op_tensor fault = op_values(test, tensor_1d(NULL, DT_I32, 1), &old_fault);
-    op_ok(op_grad_add(test->dev, acc.t, grad.t, 4, 0x1p40, fault.t));
+    const struct tensor control = make_control(test, (struct step_control){.scale = 4});
+    op_ok(op_grad_add(test->dev, acc.t, grad.t, control, 0x1p40, fault.t));
     if (want) op_expect_exact(test, "grad_add: acc", acc.t, want);
     return (int)op_read(test, fault.t)[0] - 8;
 }
@@ -170,7 +190,8 @@ void test_op_grad_add(struct device *dev)
         struct op_tensor g = op_random(&test, tensor_1d(NULL, DT_F32, n), -9, 9);
         struct op_tensor acc = op_random(&test, tensor_1d(NULL, dtype, n), -1e6, 1e6);
         struct op_tensor fault = op_values(&test, tensor_1d(NULL, DT_I32, 1), NULL);
-        const struct grad_add c = {0x1p30, 0x1p50, acc.t, g.t, fault.t};
+        const struct tensor control = make_control(&test, (struct step_control){.scale = 0x1p30});
+        const struct grad_add c = {0x1p50, acc.t, g.t, control, fault.t};
         const struct tensor outputs[] = {acc.t, fault.t};
         op_run_on_threads(&test, "grad_add", run_grad_add, &c, outputs, 2);
         for (int64_t i = 0; i < n; i++)
@@ -184,21 +205,22 @@ void test_op_grad_add(struct device *dev)
     struct op_tensor acc = op_values(&test, tensor_1d(NULL, DT_I64, 2), NULL);
     struct op_tensor g = op_values(&test, tensor_1d(NULL, DT_F32, 2), NULL);
     struct op_tensor fault = op_values(&test, tensor_1d(NULL, DT_I32, 1), NULL);
-    op_refused(op_grad_add(dev, acc.t, g.t, 3, 1, fault.t), "grad_add: scale 3 is not a power of two");
-    op_refused(op_grad_add(dev, acc.t, acc.t, 2, 1, fault.t), "grad_add: g is i64");
+    const struct tensor control = make_control(&test, (struct step_control){.scale = 1});
+    op_refused(op_grad_add(dev, acc.t, g.t, acc.t, 1, fault.t), "grad_add: control is i64 [2]");
+    op_refused(op_grad_add(dev, acc.t, acc.t, control, 1, fault.t), "grad_add: g is i64");
     op_test_end(&test);
 }
 
 /* ---- grad_read ---- */
 
 struct grad_read {
-    struct tensor g, acc;
+    struct tensor g, acc, control;
 };
 
 static int run_grad_read(struct device *dev, const void *ctx)
 {
     const struct grad_read *c = ctx;
-    return op_grad_read(dev, c->g, c->acc, 0x1p45);
+    return op_grad_read(dev, c->g, c->acc, c->control);
 }
 
 /* Integers of every size up to 2^62. */
@@ -220,7 +242,8 @@ void test_op_grad_read(struct device *dev)
             want[i] = (double)(float)values[i] / 0x1p45;
         const struct tensor acc = op_values_i64(&test, values, n);
         struct op_tensor g = op_values(&test, tensor_1d(NULL, DT_F32, n), NULL);
-        const struct grad_read apart = {g.t, acc}, over = {tensor_1d(acc.data, DT_F32, n), acc};
+        const struct tensor control = make_control(&test, (struct step_control){.unscale = 0x1p-45});
+        const struct grad_read apart = {g.t, acc, control}, over = {tensor_1d(acc.data, DT_F32, n), acc, control};
         op_run_on_threads(&test, "grad_read", run_grad_read, &apart, &g.t, 1);
         op_expect_exact(&test, "grad_read: g", g.t, want);
         op_run_on_threads(&test, "grad_read over acc", run_grad_read, &over, &acc, 1);
@@ -230,11 +253,12 @@ void test_op_grad_read(struct device *dev)
     struct op_test test = op_test_begin(dev, 101);
     struct op_tensor acc = op_random(&test, tensor_1d(NULL, DT_F32, 700), -1, 1);
     struct op_tensor g = op_values(&test, acc.t, NULL);
-    op_ok(op_grad_read(dev, g.t, acc.t, 1));
+    const struct tensor control = make_control(&test, (struct step_control){.unscale = 2});
+    op_ok(op_grad_read(dev, g.t, acc.t, control));
     op_expect_exact(&test, "grad_read: g of floats", g.t, acc.v);
-    op_ok(op_grad_read(dev, acc.t, acc.t, 1));
+    op_ok(op_grad_read(dev, acc.t, acc.t, control));
     op_expect_exact(&test, "grad_read: g of floats in place", acc.t, acc.v);
-    op_refused(op_grad_read(dev, tensor_range(g.t, 0, 1), acc.t, 1), "grad_read: g is f32 [1]");
+    op_refused(op_grad_read(dev, tensor_range(g.t, 0, 1), acc.t, control), "grad_read: g is f32 [1]");
     op_test_end(&test);
 }
 
@@ -284,7 +308,7 @@ void test_op_sum_fixed(struct device *dev)
 static int run_sum_squares(struct device *dev, const void *ctx)
 {
     const struct sum *c = ctx;
-    return op_sum_squares(dev, c->out, c->x);
+    return op_sum_squares(dev, c->out, c->x, c->fault);
 }
 
 /* sum += x², schoolbook, in digits of 32 bits with carries at once. */
@@ -314,7 +338,8 @@ static void check_sum_squares_fixed(struct op_test *test, int64_t n)
     for (int64_t i = 0; i < n; i++)
         add_square(want, values[i]);
     const struct tensor out = op_values_i64(test, base, 4);
-    const struct sum c = {out, op_values_i64(test, values, n), TENSOR_NONE};
+    const struct op_tensor fault = op_values(test, tensor_1d(NULL, DT_I32, 1), NULL);
+    const struct sum c = {out, op_values_i64(test, values, n), fault.t};
     op_run_on_threads(test, "sum_squares", run_sum_squares, &c, &out, 1);
     const int64_t *got = op_read_i64(test, out);
     for (int i = 0; i < 4; i++)
@@ -324,16 +349,29 @@ static void check_sum_squares_fixed(struct op_test *test, int64_t n)
 static void check_sum_squares_float(struct op_test *test, int64_t n)
 {
     struct op_tensor x = op_random(test, tensor_1d(NULL, DT_F32, n), -3, 3);
-    double want = 1.25, got;
-    int64_t bits;
-    memcpy(&bits, &want, sizeof bits);
-    const struct tensor out = op_values_i64(test, &bits, 1);
-    const struct sum c = {out, x.t, TENSOR_NONE};
+    const int64_t base[4] = {0, 0x40000000, 1, 0}; /* 1.25 */
+    double want = 1.25, got = 0;
+    const struct tensor out = op_values_i64(test, base, 4);
+    const struct op_tensor fault = op_values(test, tensor_1d(NULL, DT_I32, 1), NULL);
+    const struct sum c = {out, x.t, fault.t};
     op_run_on_threads(test, "sum_squares", run_sum_squares, &c, &out, 1);
     for (int64_t i = 0; i < n; i++)
         want += x.v[i] * x.v[i];
-    memcpy(&got, op_read_i64(test, out), sizeof got);
+    for (int i = 3; i >= 0; i--)
+        got += ldexp((double)op_read_i64(test, out)[i], 32 * i - SQUARES_BITS);
     if (!(fabs(got - want) <= 1e-13 * want)) fail_msg("sum_squares of floats: %.17g, expected %.17g", got, want);
+    op_expect_exact(test, "sum_squares: fault", fault.t, fault.v);
+}
+
+/* Squares that the limbs have no room for. */
+static void check_sum_squares_fault(struct op_test *test, double x)
+{
+    const double nan_fault = FAULT_NAN;
+    const struct op_tensor values = op_values(test, tensor_1d(NULL, DT_F32, 1), &x);
+    const struct op_tensor fault = op_values(test, tensor_1d(NULL, DT_I32, 1), NULL);
+    const struct tensor out = op_values_i64(test, (const int64_t[4]){0}, 4);
+    op_ok(op_sum_squares(test->dev, out, values.t, fault.t));
+    op_expect_exact(test, "sum_squares: fault", fault.t, &nan_fault);
 }
 
 void test_op_sum_squares(struct device *dev)
@@ -346,6 +384,10 @@ void test_op_sum_squares(struct device *dev)
     }
     struct op_test test = op_test_begin(dev, 121);
     struct op_tensor x = op_values(&test, tensor_1d(NULL, DT_I64, 3), NULL);
-    op_refused(op_sum_squares(dev, x.t, x.t), "sum_squares: out is i64 [3]");
+    struct op_tensor fault = op_values(&test, tensor_1d(NULL, DT_I32, 1), NULL);
+    op_refused(op_sum_squares(dev, x.t, x.t, fault.t), "sum_squares: out is i64 [3]");
+    check_sum_squares_fault(&test, NAN);
+    check_sum_squares_fault(&test, INFINITY);
+    check_sum_squares_fault(&test, 0x1p31);
     op_test_end(&test);
 }
