@@ -64,7 +64,8 @@ static int open_gpu(struct device *dev, const struct comm *comm, int threads)
 /* Opens a GPU on all ranks or, saying why, a CPU on all. */
 static int open_auto(struct device *dev, struct comm *comm, int threads)
 {
-    int rc = cuda_backend() ? open_gpu(dev, comm, threads) : device_open(dev, DEVICE_CUDA, 0, threads);
+    if (!cuda_backend()) return device_open(dev, DEVICE_CPU, 0, threads);
+    const int rc = open_gpu(dev, comm, threads);
     int64_t failed = rc != 0;
     TRY(comm_max_i64(comm, &failed, 1));
     if (!failed) return 0;
@@ -74,23 +75,28 @@ static int open_auto(struct device *dev, struct comm *comm, int threads)
     return device_open(dev, DEVICE_CPU, 0, threads);
 }
 
+int run_open_device(struct device *dev, enum device_choice choice, int threads, struct comm *comm)
+{
+    switch (choice) {
+    case CHOOSE_CUDA:
+        return open_gpu(dev, comm, threads);
+    case CHOOSE_CPU:
+        return device_open(dev, DEVICE_CPU, 0, threads);
+    case CHOOSE_AUTO:
+    default:
+        return open_auto(dev, comm, threads);
+    }
+}
+
 static int open_device(struct device *dev, const struct config *cfg, struct comm *comm)
 {
     char text[256];
     const int threads = cfg->run.threads > 0 ? (int)cfg->run.threads : comm->cores;
-    switch (cfg->top.device) {
-    case CHOOSE_CUDA:
-        TRY(open_gpu(dev, comm, threads));
-        break;
-    case CHOOSE_CPU:
-        TRY(device_open(dev, DEVICE_CPU, 0, threads));
-        break;
-    default:
-        TRY(open_auto(dev, comm, threads));
-    }
+    TRY(run_open_device(dev, (enum device_choice)cfg->top.device, threads, comm));
     device_describe(dev, text, sizeof text);
-    log_info("device: %s a rank, %d rank%s, %d on this node", text, comm->ranks, comm->ranks == 1 ? "" : "s",
-             comm->local_ranks);
+    log_info("device: %s a rank, %d rank%s, %d on this node%s", text, comm->ranks, comm->ranks == 1 ? "" : "s",
+             comm->local_ranks,
+             cfg->top.device == CHOOSE_AUTO && !cuda_backend() ? " (auto: this build has no CUDA backend)" : "");
     if (cfg->run.threads == 0 && dev->kind == DEVICE_CPU) {
         log_info("threads: %d a rank, of the %d cores that this rank may use%s", threads, comm->allowed_cores,
                  comm->local_ranks == 1 && comm->ranks == 1 && comm->allowed_cores < comm->node_cores

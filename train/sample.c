@@ -25,6 +25,7 @@ struct sampler_options {
     int prompts;
     int64_t tokens, top_k, seed;
     double temperature, top_p;
+    enum device_choice device;
 };
 
 /* A prompt and what follows it. */
@@ -210,7 +211,7 @@ static int sample_run(struct sampling *s, struct comm *comm)
         FAIL(ERR_USAGE, "%s was trained without a tokenizer; name one with --tokenizer", s->options.ckpt);
     }
     TRY(tokenizer_open(&s->tokenizer, s->cfg->data.tokenizer));
-    TRY(device_open(&s->dev, DEVICE_CPU, 0, comm->cores));
+    TRY(run_open_device(&s->dev, s->options.device, comm->cores, comm));
     TRY(encode_prompts(s, &longest));
     TRY(open_model(s, longest));
     const size_t fed = (size_t)(s->options.prompts * longest);
@@ -257,7 +258,8 @@ static void usage(void)
          "  --top-k K            draw from the K likeliest tokens only; 0: all (default 50)\n"
          "  --top-p P            draw from the fewest tokens that hold P of the probability (default 0.95)\n"
          "  --seed N             the same seed gives the same text (default 1234)\n"
-         "  --tokenizer FILE     instead of the one in the checkpoint's configuration, if it has moved");
+         "  --tokenizer FILE     instead of the one in the checkpoint's configuration, if it has moved\n"
+         "  --device D           auto, cpu or cuda (default auto: a GPU where there is one)");
 }
 
 /* A number of an option, within [min, max]. */
@@ -271,14 +273,31 @@ static int parse_number(const char *option, const char *text, double min, double
     return 0;
 }
 
+static int parse_device(const char *text, enum device_choice *device)
+{
+    static const char *const names[] = {[CHOOSE_AUTO] = "auto", [CHOOSE_CPU] = "cpu", [CHOOSE_CUDA] = "cuda"};
+    for (int i = 0; i < 3; i++) {
+        if (strcmp(text, names[i]) != 0) continue;
+        *device = (enum device_choice)i;
+        return 0;
+    }
+    FAIL(ERR_USAGE, "--device %s: auto, cpu or cuda is wanted", text);
+}
+
 static int parse(struct sampler_options *o, int argc, char **argv, bool *help)
 {
     static const struct option longs[] = {
-        {"ckpt", required_argument, NULL, 'c'},   {"prompt", required_argument, NULL, 'p'},
-        {"tokens", required_argument, NULL, 'n'}, {"temperature", required_argument, NULL, 't'},
-        {"top-k", required_argument, NULL, 'k'},  {"top-p", required_argument, NULL, 'q'},
-        {"seed", required_argument, NULL, 's'},   {"tokenizer", required_argument, NULL, 'z'},
-        {"help", no_argument, NULL, 'h'},         {NULL, 0, NULL, 0},
+        {"ckpt", required_argument, NULL, 'c'},
+        {"prompt", required_argument, NULL, 'p'},
+        {"tokens", required_argument, NULL, 'n'},
+        {"temperature", required_argument, NULL, 't'},
+        {"top-k", required_argument, NULL, 'k'},
+        {"top-p", required_argument, NULL, 'q'},
+        {"seed", required_argument, NULL, 's'},
+        {"tokenizer", required_argument, NULL, 'z'},
+        {"device", required_argument, NULL, 'd'},
+        {"help", no_argument, NULL, 'h'},
+        {NULL, 0, NULL, 0},
     };
     double value = 0;
     *o = (struct sampler_options){.tokens = 200, .top_k = 50, .seed = 1234, .temperature = 0.8, .top_p = 0.95};
@@ -291,6 +310,9 @@ static int parse(struct sampler_options *o, int argc, char **argv, bool *help)
             break;
         case 'z':
             o->tokenizer = optarg;
+            break;
+        case 'd':
+            TRY(parse_device(optarg, &o->device));
             break;
         case 'h':
             *help = true;
