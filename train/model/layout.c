@@ -8,9 +8,11 @@
 
 #include <stdlib.h>
 
-/* Logits of one chunk take about so much; larger chunks gain nothing. But each chunk reads the whole classifier and adds to
- * its whole gradient, so with a large vocabulary fewer rows than this would only move memory. */
-#define LOGITS_BYTES (32 << 20)
+/* Logits of one chunk take about so much; on a CPU larger chunks gain nothing. But each chunk reads the whole classifier
+ * and adds to its whole gradient, so fewer rows than these would only move memory: a GPU computes some hundred times as
+ * many operations as it moves bytes. */
+#define LOGITS_BYTES_CPU ((int64_t)32 << 20)
+#define LOGITS_BYTES_GPU ((int64_t)1 << 30)
 #define LOGITS_ROWS_MIN 256
 
 static struct tensor weight_view(const struct model *m, int unit, enum param_id id)
@@ -176,8 +178,9 @@ static void units_take(struct model *m, struct arena *arena)
 /* The classifier: chunks of logits, and in training their gradient (in place when f32). */
 static void head_take(struct model *m, struct arena *arena)
 {
-    int64_t rows = LOGITS_BYTES / 4 / m->vocab_size;
-    rows = rows < LOGITS_ROWS_MIN ? LOGITS_ROWS_MIN : rows;
+    const int64_t bytes = m->dev->kind == DEVICE_CPU ? LOGITS_BYTES_CPU : LOGITS_BYTES_GPU;
+    int64_t rows = bytes / (int64_t)sizeof(float) / m->vocab_size;
+    rows = rows < LOGITS_ROWS_MIN ? LOGITS_ROWS_MIN : rows / LOGITS_ROWS_MIN * LOGITS_ROWS_MIN;
     m->chunk = m->use == MODEL_SAMPLE ? m->sequences : rows < m->tokens ? rows : m->tokens;
     m->logits = arena_tensor(arena, ARENA_WORK, DT_F32, m->chunk, m->vocab_size, 0);
     m->dlogits = TENSOR_NONE;
