@@ -26,7 +26,7 @@ target_compile_definitions(tatara_nccl_emu PRIVATE OMPI_SKIP_MPICXX MPICH_SKIP_M
 target_link_libraries(tatara_nccl_emu PUBLIC tatara_cuda_emu MPI::MPI_C)
 
 tatara_test(test_emu LABEL cuda SOURCES ${EMU}/test_emu.cc LINKS tatara_device_emu)
-tatara_test(test_nccl LABEL cuda RANKS 1 2 3 SOURCES ${EMU}/test_nccl.c LINKS tatara_nccl_emu TIMEOUT 60)
+tatara_test(test_nccl LABEL cuda RANKS 1 2 3 SOURCES ${EMU}/test_nccl.c LINKS tatara_nccl_emu TIMEOUT 200)
 tatara_test(test_blas LABEL cuda SOURCES ${EMU}/test_blas.cc LINKS tatara_cuda_emu)
 
 # The whole program, with the emulated GPU for device=cuda.
