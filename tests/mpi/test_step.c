@@ -133,6 +133,42 @@ static void steps_after_the_first_allocate_nothing(void **state)
     }
 }
 
+static int waits; /* of the host for the device, in counted_* */
+
+static int counted_download(struct device *dev, void *to_host, const void *from_device, size_t bytes)
+{
+    waits++;
+    return cpu_table.download(dev, to_host, from_device, bytes);
+}
+
+static int counted_sync(struct device *dev)
+{
+    waits++;
+    return cpu_table.sync(dev);
+}
+
+/* On a GPU nothing inside a step may wait for it; only learning the outcome does, once. */
+static void steps_do_not_wait_for_the_device(void **state)
+{
+    (void)state;
+    struct fixture f;
+    struct step_report report;
+    struct device_table counting = cpu_table;
+    counting.download = counted_download;
+    counting.sync = counted_sync;
+    fixture_open(&f, COMPUTE_BF16, 1);
+    f.dev.table = &counting;
+    waits = 0;
+    for (int64_t i = 0; i < 3; i++)
+        assert_int_equal(step_run(&f.step, f.loader, i, &report), 0);
+    assert_int_equal(waits, 0);
+    assert_int_equal(step_settle(&f.step, f.loader, 3, &report), 0);
+    assert_int_equal(waits, 1);
+    assert_true(report.loss > 0 && report.grad_norm > 0);
+    f.dev.table = &cpu_table;
+    fixture_close(&f);
+}
+
 /* A scale chosen for a gradient far smaller than the real one overflows; the step must be done again, see the same data,
  * and come out as if the coarser scale had been there from the start. */
 static void overflow_repeats_the_step_with_a_coarser_scale(void **state)
@@ -209,6 +245,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(steps_after_the_first_allocate_nothing),
         cmocka_unit_test(overflow_repeats_the_step_with_a_coarser_scale),
+        cmocka_unit_test(steps_do_not_wait_for_the_device),
         cmocka_unit_test(steps_issued_ahead_are_repeated_from_the_overflow),
         cmocka_unit_test(not_a_number_stops_every_rank),
     };
