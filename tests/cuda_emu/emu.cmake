@@ -23,7 +23,7 @@ target_link_libraries(tatara_device_emu PUBLIC tatara_kernels tatara_cuda_emu)
 
 add_library(tatara_nccl_emu OBJECT ${EMU}/nccl.cc ${EMU}/mpi_wait.cc ${CMAKE_SOURCE_DIR}/comm/nccl.c)
 target_compile_definitions(tatara_nccl_emu PRIVATE OMPI_SKIP_MPICXX MPICH_SKIP_MPICXX) # no use for MPI's C++ classes
-target_link_libraries(tatara_nccl_emu PUBLIC tatara_cuda_emu MPI::MPI_C)
+target_link_libraries(tatara_nccl_emu PUBLIC tatara_comm tatara_cuda_emu)
 
 tatara_test(test_emu LABEL cuda SOURCES ${EMU}/test_emu.cc LINKS tatara_device_emu)
 tatara_test(test_nccl LABEL cuda RANKS 1 2 3 SOURCES ${EMU}/test_nccl.c LINKS tatara_nccl_emu TIMEOUT 200)
