@@ -23,6 +23,12 @@
  *                  MATMUL_TB. a and b have the same act type; y is f32 or that type. MATMUL_ADD adds to y (y f32 only).
  *                  bias is act, never with MATMUL_ADD. packed: b as made by pack with the same tb, or none; when given,
  *                  b's data is not read. A packed and an unpacked call may differ in rounding; each repeats exactly.
+ *  matmul_gelu     x = A·B (+ bias[N]), rounded to act, and y = gelu_fwd of that sum, which a backend takes before or after
+ *                  its rounding. a, b, packed and bias as for matmul; x and y act [M,N]; flags MATMUL_TA, MATMUL_TB.
+ *  matmul_dgelu    dx = (A·B) times the derivative of gelu_fwd at x[M,N], the backward of gelu over a product's gradient;
+ *                  the product may be rounded to act in between. dx act [M,N]; otherwise as matmul without bias.
+ *  weight_bwd      The gradients of y = x·w + bias: dw[K,N] += xᵀ·dy and db[N] += column sums of dy, both summed in f32.
+ *                  x act [M,K], dy act [M,N].
  *  bias_bwd        db[N] += column sums of dy[M,N].
  *  norm_fwd        sum = x + delta (rounded to act), y = norm(sum)·w (+ b). delta and sum are both given or both none;
  *                  without them y = norm(x)·w (+ b). b given: LayerNorm (Ba et al. 2016), mean subtracted. b none:

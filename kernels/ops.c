@@ -219,6 +219,33 @@ static int check_matmul(struct device *dev, struct tensor y, struct tensor a, st
     return 0;
 }
 
+static int check_matmul_gelu(struct device *dev, struct tensor y, struct tensor x, struct tensor a, struct tensor b,
+                             struct tensor packed, struct tensor bias, unsigned flags)
+{
+    if (flags & MATMUL_ADD) FAIL(ERR_BUG, "matmul_gelu: MATMUL_ADD is given");
+    TRY(check_matmul(dev, x, a, b, packed, bias, flags));
+    TRY(want_2d("matmul_gelu", "x", x, 1u << a.dtype, x.shape[0], x.shape[1]));
+    return want_like("matmul_gelu", "y", y, x);
+}
+
+static int check_matmul_dgelu(struct device *dev, struct tensor dx, struct tensor a, struct tensor b,
+                              struct tensor packed, struct tensor x, unsigned flags)
+{
+    if (flags & MATMUL_ADD) FAIL(ERR_BUG, "matmul_dgelu: MATMUL_ADD is given");
+    TRY(check_matmul(dev, dx, a, b, packed, TENSOR_NONE, flags));
+    TRY(want_2d("matmul_dgelu", "dx", dx, 1u << a.dtype, dx.shape[0], dx.shape[1]));
+    return want_like("matmul_dgelu", "x", x, dx);
+}
+
+static int check_weight_bwd(struct device *dev, struct tensor dw, struct tensor db, struct tensor x, struct tensor dy)
+{
+    (void)dev;
+    TRY(want_2d("weight_bwd", "x", x, ACT, FREE, FREE));
+    TRY(want_2d("weight_bwd", "dy", dy, 1u << x.dtype, x.shape[0], FREE));
+    TRY(want_2d("weight_bwd", "dw", dw, F32, x.shape[1], dy.shape[1]));
+    return want_1d("weight_bwd", "db", db, F32, dy.shape[1]);
+}
+
 static int check_bias_bwd(struct device *dev, struct tensor db, struct tensor dy)
 {
     (void)dev;

@@ -210,3 +210,25 @@ int cpu_matmul(struct device *dev, struct tensor y, struct tensor a, struct tens
     TRY(prepare_products(dev, &plan));
     return tile_run_tasks(dev, "matmul", matmul_task, &plan, plan.tasks);
 }
+
+/* The rest of a product's work follows it in a pass of its own: the product is most of the time here. */
+
+int cpu_matmul_gelu(struct device *dev, struct tensor y, struct tensor x, struct tensor a, struct tensor b,
+                    struct tensor packed, struct tensor bias, unsigned flags)
+{
+    TRY(cpu_matmul(dev, x, a, b, packed, bias, flags));
+    return cpu_gelu_fwd(dev, y, x);
+}
+
+int cpu_matmul_dgelu(struct device *dev, struct tensor dx, struct tensor a, struct tensor b, struct tensor packed,
+                     struct tensor x, unsigned flags)
+{
+    TRY(cpu_matmul(dev, dx, a, b, packed, TENSOR_NONE, flags));
+    return cpu_gelu_bwd(dev, dx, dx, x);
+}
+
+int cpu_weight_bwd(struct device *dev, struct tensor dw, struct tensor db, struct tensor x, struct tensor dy)
+{
+    TRY(cpu_bias_bwd(dev, db, dy));
+    return cpu_matmul(dev, dw, x, dy, TENSOR_NONE, TENSOR_NONE, MATMUL_TA | MATMUL_ADD);
+}

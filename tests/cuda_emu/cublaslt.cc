@@ -204,10 +204,15 @@ static bool shapes_fit(const cuda_emu_matmul &desc, const cuda_emu_layout &a, co
            a.batches == d.batches && b.batches == d.batches && c.batches == d.batches;
 }
 
-/* Epilogues beyond the plain one work on column-major results of one batch here, and a bias has D's type, as in CUDA. */
-static bool epilogue_fits(const cuda_emu_matmul &desc, const cuda_emu_layout &d)
+/* Epilogues beyond the plain one work on column-major results of one batch here, and a bias has D's type, as in CUDA.
+ * GELU's input has a leading dimension of 8 elements. Gradients of a bias are refused for products in bf16 whose rows are
+ * no multiple of 8: CUDA does not say which it has not, and callers must do without some. */
+static bool epilogue_fits(const cuda_emu_matmul &desc, const cuda_emu_layout &a, const cuda_emu_layout &d)
 {
+    const int bias_gradients = BGRAD_BIT | CUBLASLT_EPILOGUE_BGRADA | CUBLASLT_EPILOGUE_BGRADB;
     if (desc.epilogue == CUBLASLT_EPILOGUE_DEFAULT) return true;
+    if (desc.epilogue & AUX_BIT && desc.aux_ld % 8 != 0) return false;
+    if (desc.epilogue & bias_gradients && a.type == CUDA_R_16BF && d.rows % 8 != 0) return false;
     return d.order == CUBLASLT_ORDER_COL && d.batches == 1 && (desc.bias_type == -1 || desc.bias_type == d.type);
 }
 
@@ -365,7 +370,7 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDe
 {
     *found = 0;
     if (wanted < 1 || !shapes_fit(*desc, *a, *b, *c, *d)) return CUBLAS_STATUS_INVALID_VALUE;
-    if (!epilogue_fits(*desc, *d)) return CUBLAS_STATUS_NOT_SUPPORTED;
+    if (!epilogue_fits(*desc, *a, *d)) return CUBLAS_STATUS_NOT_SUPPORTED;
     const bool splits = preference->reductions & CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
     const int offered = splits && preference->workspace_bytes >= split_workspace_bytes ? 2 : 1;
     *found = std::min(wanted, offered);
@@ -385,8 +390,9 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc, const
                               size_t workspace_bytes, cudaStream_t stream)
 {
     const bool split = algo && algo->data[0] == 1;
-    if (!shapes_fit(*desc, *a_layout, *b_layout, *c_layout, *d_layout) || !epilogue_fits(*desc, *d_layout) ||
-        !pointers_given(*desc, *d_layout) || (split && (!workspace || workspace_bytes < split_workspace_bytes)))
+    if (!shapes_fit(*desc, *a_layout, *b_layout, *c_layout, *d_layout) ||
+        !epilogue_fits(*desc, *a_layout, *d_layout) || !pointers_given(*desc, *d_layout) ||
+        (split && (!workspace || workspace_bytes < split_workspace_bytes)))
         return CUBLAS_STATUS_INVALID_VALUE;
     const matmul call = {*desc,
                          {*a_layout, static_cast<char *>(const_cast<void *>(a))},

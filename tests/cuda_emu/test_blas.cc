@@ -10,7 +10,7 @@ extern "C" {
 
 #include <vector>
 
-enum { M = 5, N = 7, K = 37, BATCHES = 2, WORKSPACE_BYTES = 1 << 16 };
+enum { M = 5, N = 7, K = 37, BATCHES = 2, AUX_LD = 8, WORKSPACE_BYTES = 1 << 16 };
 
 /* One matmul's descriptors, and its operands in device memory; values depend on the position alone. */
 struct problem {
@@ -195,15 +195,15 @@ static void test_epilogues(void **)
           CUBLASLT_EPILOGUE_GELU_AUX_BIAS, CUBLASLT_EPILOGUE_DGELU, CUBLASLT_EPILOGUE_DGELU_BGRAD,
           CUBLASLT_EPILOGUE_BGRADA, CUBLASLT_EPILOGUE_BGRADB}) {
         const problem p = open_problem(CUBLASLT_ORDER_COL, false, true, 1);
-        const int64_t aux_ld = M;
-        const std::vector<float> halves(M * N, 0.5f);
+        const int64_t aux_ld = AUX_LD;
+        const std::vector<float> halves(AUX_LD * N, 0.5f);
         cudaMemcpy(p.aux, halves.data(), halves.size() * sizeof(float), cudaMemcpyHostToDevice);
         ok(cublasLtMatmulDescSetAttribute(p.desc, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue));
         ok(cublasLtMatmulDescSetAttribute(p.desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &p.bias, sizeof p.bias));
         ok(cublasLtMatmulDescSetAttribute(p.desc, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &p.aux, sizeof p.aux));
         ok(cublasLtMatmulDescSetAttribute(p.desc, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, &aux_ld, sizeof aux_ld));
         const std::vector<float> d = run(p, 0, 1, 0);
-        float bias[N], aux[M * N];
+        float bias[N], aux[AUX_LD * N];
         cudaMemcpy(bias, p.bias, sizeof bias, cudaMemcpyDeviceToHost);
         cudaMemcpy(aux, p.aux, sizeof aux, cudaMemcpyDeviceToHost);
         for (int row = 0; row < M; row++) {
@@ -212,7 +212,7 @@ static void test_epilogues(void **)
                 double want = epilogue & 32 ? gelu(before) : before;
                 if (epilogue & 64) want = before * gelu_slope(0.5);
                 assert_true(near(d[index_of(M, N, CUBLASLT_ORDER_COL, row, col, 0)], want));
-                if ((epilogue & 160) == 160) assert_true(near(aux[col * M + row], before));
+                if ((epilogue & 160) == 160) assert_true(near(aux[col * AUX_LD + row], before));
             }
         }
         double first = 0.5; /* bias[0] */
@@ -226,6 +226,23 @@ static void test_epilogues(void **)
         assert_true(near(bias[0], first));
         close_problem(p);
     }
+}
+
+/* GELU's input needs a leading dimension that is a multiple of 8. */
+static void test_aux_ld(void **)
+{
+    const problem p = open_problem(CUBLASLT_ORDER_COL, false, false, 1);
+    const cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_GELU_AUX;
+    const int64_t aux_ld = AUX_LD + 1;
+    cublasLtMatmulHeuristicResult_t result;
+    int found = 1;
+    ok(cublasLtMatmulDescSetAttribute(p.desc, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue));
+    ok(cublasLtMatmulDescSetAttribute(p.desc, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, &aux_ld, sizeof aux_ld));
+    assert_int_equal(
+        cublasLtMatmulAlgoGetHeuristic(p.handle, p.desc, p.a, p.b, p.d, p.d, p.preference, 1, &result, &found),
+        CUBLAS_STATUS_NOT_SUPPORTED);
+    assert_int_equal(found, 0);
+    close_problem(p);
 }
 
 /* A bias is of D's type, as in CUDA. */
@@ -248,10 +265,8 @@ static void test_bias_type(void **)
 int main()
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_products),
-        cmocka_unit_test(test_workspace),
-        cmocka_unit_test(test_epilogues),
-        cmocka_unit_test(test_bias_type),
+        cmocka_unit_test(test_products), cmocka_unit_test(test_workspace), cmocka_unit_test(test_epilogues),
+        cmocka_unit_test(test_aux_ld),   cmocka_unit_test(test_bias_type),
     };
     return cmocka_run_group_tests(tests, nullptr, nullptr);
 }

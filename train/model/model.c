@@ -22,12 +22,18 @@ static int linear_fwd(struct model *m, const struct linear *l, struct tensor y, 
     return op_matmul(m->dev, y, x, l->w, l->pack_fwd, l->b, l->in_out ? 0 : MATMUL_TB);
 }
 
+/* The gradients of the weights. Only weights stored [in, out] have a bias. */
+static int linear_bwd_w(struct model *m, const struct linear *l, struct tensor dy, struct tensor x)
+{
+    if (tensor_given(l->db)) return op_weight_bwd(m->dev, l->dw, l->db, x, dy);
+    return op_matmul(m->dev, l->dw, l->in_out ? x : dy, l->in_out ? dy : x, TENSOR_NONE, TENSOR_NONE,
+                     MATMUL_TA | MATMUL_ADD);
+}
+
 /* dx and the gradients of the weights. dx may be x: x is read first. */
 static int linear_bwd(struct model *m, const struct linear *l, struct tensor dx, struct tensor dy, struct tensor x)
 {
-    if (tensor_given(l->db)) TRY(op_bias_bwd(m->dev, l->db, dy));
-    TRY(op_matmul(m->dev, l->dw, l->in_out ? x : dy, l->in_out ? dy : x, TENSOR_NONE, TENSOR_NONE,
-                  MATMUL_TA | MATMUL_ADD));
+    TRY(linear_bwd_w(m, l, dy, x));
     return op_matmul(m->dev, dx, dy, l->w, l->pack_bwd, TENSOR_NONE, l->in_out ? MATMUL_TB : 0);
 }
 
@@ -74,18 +80,25 @@ static int ffn_half_fwd(struct model *m, struct block *b)
     TRY(linear_fwd(m, &b->out, rows(m, m->delta), rows(m, b->o)));
     TRY(op_norm_fwd(m->dev, rows(m, b->n2), rows(m, b->res2), rows(m, b->stat2), rows(m, b->res), rows(m, m->delta),
                     b->norm2.w, b->norm2.b, m->cfg.norm_eps));
+    if (m->cfg.arch == ARCH_GPT2)
+        return op_matmul_gelu(m->dev, rows(m, b->h), rows(m, b->up_act), rows(m, b->n2), b->up.w, b->up.pack_fwd,
+                              b->up.b, 0);
     TRY(linear_fwd(m, &b->up, rows(m, b->up_act), rows(m, b->n2)));
-    return m->cfg.arch == ARCH_LLAMA ? op_swiglu_fwd(m->dev, rows(m, b->h), rows(m, b->up_act))
-                                     : op_gelu_fwd(m->dev, rows(m, b->h), rows(m, b->up_act));
+    return op_swiglu_fwd(m->dev, rows(m, b->h), rows(m, b->up_act));
 }
 
 /* Gradient from dres (of the block's output) to dres (of the feed-forward half's input). */
 static int ffn_half_bwd(struct model *m, struct block *b)
 {
     const bool llama = m->cfg.arch == ARCH_LLAMA;
-    TRY(linear_bwd(m, &b->down, b->h, m->dres, b->h));
     const struct tensor dup = llama ? b->up_act : b->h;
-    TRY(llama ? op_swiglu_bwd(m->dev, dup, b->h, b->up_act) : op_gelu_bwd(m->dev, dup, b->h, b->up_act));
+    if (llama) {
+        TRY(linear_bwd(m, &b->down, b->h, m->dres, b->h));
+        TRY(op_swiglu_bwd(m->dev, dup, b->h, b->up_act));
+    } else {
+        TRY(linear_bwd_w(m, &b->down, m->dres, b->h));
+        TRY(op_matmul_dgelu(m->dev, dup, m->dres, b->down.w, b->down.pack_bwd, b->up_act, MATMUL_TB));
+    }
     TRY(linear_bwd(m, &b->up, b->n2, dup, b->n2));
     return op_norm_bwd(m->dev, m->dres, b->norm2.dw, b->norm2.db, b->n2, m->dres, b->res2, b->stat2, b->norm2.w);
 }

@@ -1,4 +1,4 @@
-/* matmul and pack: every orientation, type, epilogue and odd size against sums in double. */
+/* matmul, what is fused with it, and pack: every orientation, type and odd size against sums in double. */
 #include <math.h>
 
 #include "op_test.h"
@@ -141,6 +141,158 @@ void test_op_matmul(struct device *dev)
         check_rows(dev, op_act_types[type]);
     }
     check_empty(dev);
+}
+
+/* ---- GELU and gradients of biases with a product ---- */
+
+/* Shapes with the 8 columns that a GPU's library asks for, and without. */
+static const struct shape fused_shapes[] = {{0, 8, 3},    {1, 1, 1},      {17, 65, 130},
+                                            {33, 64, 40}, {5, 136, 1030}, {130, 8, 65}};
+#define FUSED_SHAPES ((int)(sizeof fused_shapes / sizeof fused_shapes[0]))
+
+struct fused_call {
+    struct tensor y, x, a, b, packed, bias; /* weight_bwd: dw, none, x, dy, none, db */
+    unsigned flags;
+};
+
+static double gelu(double x)
+{
+    const double pi = 3.14159265358979323846;
+    return 0.5 * x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x * x * x)));
+}
+
+static double gelu_slope(double x)
+{
+    const double h = 1e-5;
+    return (gelu(x + h) - gelu(x - h)) / (2 * h);
+}
+
+static int run_matmul_gelu(struct device *dev, const void *ctx)
+{
+    const struct fused_call *c = ctx;
+    return op_matmul_gelu(dev, c->y, c->x, c->a, c->b, c->packed, c->bias, c->flags);
+}
+
+/* The bound of y: it is rounded, and GELU may have been taken of x as rounded, which makes at most twice as much of x's
+ * error, relative to the sizes of x and y. */
+static void check_matmul_gelu(struct device *dev, struct shape s, unsigned flags, enum dtype dtype, bool biased)
+{
+    struct op_test test = op_test_begin(dev, (uint64_t)(s.m * 1000 + s.n + s.k));
+    const struct op_tensor a = op_random(&test, matrix(dtype, s.m, s.k, flags & MATMUL_TA), -1, 1);
+    const struct op_tensor b = op_random(&test, matrix(dtype, s.k, s.n, flags & MATMUL_TB), -1, 1);
+    const struct op_tensor bias = op_random(&test, tensor_1d(NULL, dtype, s.n), -1, 1);
+    const struct tensor out[2] = {op_values(&test, tensor_2d(NULL, dtype, s.m, s.n), NULL).t,
+                                  op_values(&test, tensor_2d(NULL, dtype, s.m, s.n), NULL).t};
+    const struct tensor packed = packed_copy(&test, b.t, flags & MATMUL_TB);
+    const struct fused_call call = {out[0], out[1], a.t, b.t, packed, biased ? bias.t : TENSOR_NONE, flags};
+    double *want = product(&test, s, a.v, b.v, flags);
+    const double bound = fmax(op_bound(dtype), sum_bound(s.k));
+    for (int64_t i = 0; i < s.m * s.n && biased; i++)
+        want[i] += bias.v[i % s.n];
+    op_run_on_threads(&test, "matmul_gelu", run_matmul_gelu, &call, out, 2);
+    op_expect(&test, "matmul_gelu: x", call.x, want, bound);
+    for (int64_t i = 0; i < s.m * s.n; i++)
+        want[i] = gelu(want[i]);
+    op_expect(&test, "matmul_gelu: y", call.y, want, 3 * bound);
+    op_test_end(&test);
+}
+
+void test_op_matmul_gelu(struct device *dev)
+{
+    for (int type = 0; type < OP_ACT_TYPES; type++)
+        for (int i = 0; i < FUSED_SHAPES; i++)
+            for (unsigned flags = 0; flags < 4; flags++)
+                check_matmul_gelu(dev, fused_shapes[i], flags, op_act_types[type], i % 2 == 0);
+    struct op_test test = op_test_begin(dev, 10);
+    const struct tensor x = op_values(&test, tensor_2d(NULL, DT_BF16, 3, 3), NULL).t;
+    const struct tensor wide = op_values(&test, tensor_2d(NULL, DT_F32, 3, 3), NULL).t;
+    op_refused(op_matmul_gelu(dev, x, wide, x, x, TENSOR_NONE, TENSOR_NONE, 0), "matmul_gelu: x");
+    op_refused(op_matmul_gelu(dev, wide, x, x, x, TENSOR_NONE, TENSOR_NONE, 0), "matmul_gelu: y");
+    op_refused(op_matmul_gelu(dev, wide, wide, x, x, TENSOR_NONE, TENSOR_NONE, MATMUL_ADD),
+               "matmul_gelu: MATMUL_ADD");
+    op_test_end(&test);
+}
+
+static int run_matmul_dgelu(struct device *dev, const void *ctx)
+{
+    const struct fused_call *c = ctx;
+    return op_matmul_dgelu(dev, c->y, c->a, c->b, c->packed, c->x, c->flags);
+}
+
+/* The bound of dx: the product may be rounded, dx is; and the product's own error counts relative to the product's size,
+ * which the derivative, below 1.13, makes smaller in the middle only by half. */
+static void check_matmul_dgelu(struct device *dev, struct shape s, unsigned flags, enum dtype dtype)
+{
+    struct op_test test = op_test_begin(dev, (uint64_t)(s.m * 1000 + s.n + s.k));
+    const struct op_tensor a = op_random(&test, matrix(dtype, s.m, s.k, flags & MATMUL_TA), -1, 1);
+    const struct op_tensor b = op_random(&test, matrix(dtype, s.k, s.n, flags & MATMUL_TB), -1, 1);
+    const struct op_tensor x = op_random(&test, tensor_2d(NULL, dtype, s.m, s.n), -4, 4);
+    const struct tensor dx = op_values(&test, tensor_2d(NULL, dtype, s.m, s.n), NULL).t;
+    const struct tensor packed = packed_copy(&test, b.t, flags & MATMUL_TB);
+    const struct fused_call call = {dx, x.t, a.t, b.t, packed, TENSOR_NONE, flags};
+    double *want = product(&test, s, a.v, b.v, flags);
+    for (int64_t i = 0; i < s.m * s.n; i++)
+        want[i] *= gelu_slope(x.v[i]);
+    op_run_on_threads(&test, "matmul_dgelu", run_matmul_dgelu, &call, &dx, 1);
+    op_expect(&test, "matmul_dgelu: dx", dx, want, 2 * fmax(op_bound(dtype), sum_bound(s.k)));
+    op_expect_exact(&test, "matmul_dgelu: x stays", x.t, x.v);
+    op_test_end(&test);
+}
+
+void test_op_matmul_dgelu(struct device *dev)
+{
+    for (int type = 0; type < OP_ACT_TYPES; type++)
+        for (int i = 0; i < FUSED_SHAPES; i++)
+            for (unsigned flags = 0; flags < 4; flags++)
+                check_matmul_dgelu(dev, fused_shapes[i], flags, op_act_types[type]);
+    struct op_test test = op_test_begin(dev, 11);
+    const struct tensor x = op_values(&test, tensor_2d(NULL, DT_BF16, 3, 3), NULL).t;
+    const struct tensor wide = op_values(&test, tensor_2d(NULL, DT_F32, 3, 3), NULL).t;
+    op_refused(op_matmul_dgelu(dev, wide, x, x, TENSOR_NONE, x, 0), "matmul_dgelu: dx");
+    op_refused(op_matmul_dgelu(dev, x, x, x, TENSOR_NONE, wide, 0), "matmul_dgelu: x");
+    op_test_end(&test);
+}
+
+static int run_weight_bwd(struct device *dev, const void *ctx)
+{
+    const struct fused_call *c = ctx;
+    return op_weight_bwd(dev, c->y, c->bias, c->a, c->b);
+}
+
+/* k is the number of rows, which are summed over. */
+static void check_weight_bwd(struct device *dev, struct shape s, enum dtype dtype)
+{
+    struct op_test test = op_test_begin(dev, (uint64_t)(s.m * 1000 + s.n + s.k));
+    const struct op_tensor x = op_random(&test, tensor_2d(NULL, dtype, s.k, s.m), -1, 1);
+    const struct op_tensor dy = op_random(&test, tensor_2d(NULL, dtype, s.k, s.n), -1, 1);
+    const struct op_tensor dw = op_random(&test, tensor_2d(NULL, DT_F32, s.m, s.n), -1, 1);
+    const struct op_tensor db = op_random(&test, tensor_1d(NULL, DT_F32, s.n), -1, 1);
+    const struct tensor out[2] = {dw.t, db.t};
+    const struct fused_call call = {dw.t, TENSOR_NONE, x.t, dy.t, TENSOR_NONE, db.t, 0};
+    const double *added = product(&test, s, x.v, dy.v, MATMUL_TA);
+    for (int64_t i = 0; i < s.m * s.n; i++)
+        dw.v[i] += added[i];
+    for (int64_t i = 0; i < s.k * s.n; i++)
+        db.v[i % s.n] += dy.v[i];
+    op_run_on_threads(&test, "weight_bwd", run_weight_bwd, &call, out, 2);
+    op_expect(&test, "weight_bwd: dw", dw.t, dw.v, sum_bound(s.k));
+    op_expect(&test, "weight_bwd: db", db.t, db.v, sum_bound(s.k));
+    op_test_end(&test);
+}
+
+void test_op_weight_bwd(struct device *dev)
+{
+    static const struct shape empty = {3, 8, 0};
+    for (int type = 0; type < OP_ACT_TYPES; type++) {
+        for (int i = 0; i < FUSED_SHAPES; i++)
+            check_weight_bwd(dev, fused_shapes[i], op_act_types[type]);
+        check_weight_bwd(dev, empty, op_act_types[type]);
+    }
+    struct op_test test = op_test_begin(dev, 12);
+    const struct tensor dw = op_values(&test, tensor_2d(NULL, DT_F32, 3, 3), NULL).t;
+    const struct tensor db = op_values(&test, tensor_1d(NULL, DT_F32, 2), NULL).t;
+    op_refused(op_weight_bwd(dev, dw, db, dw, dw), "weight_bwd: db");
+    op_test_end(&test);
 }
 
 /* Packing is observed through matmul, which test_op_matmul compares with and without it; here: it repeats exactly,
