@@ -471,7 +471,7 @@ static void test_shipped(void **state)
         {"quickstart", 10060608},    {"tiny", 158080},
         {"gpt2-124m", 124439808},    {"llama-1b", 1235814400},
         {"llm-jp-4-8b", 8590200832}, {"llm-jp-3-172b", 172392173568},
-        {"fugaku-13b", 13173549696},
+        {"fugaku-13b", 13173549696}, {"smoke", 1738240},
     };
     const size_t n = sizeof known / sizeof *known;
     struct config *cfg = *state;
