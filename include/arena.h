@@ -13,6 +13,7 @@
     X(ARENA_GRADS, "gradients")   \
     X(ARENA_OPTIM, "optimizer")   \
     X(ARENA_ACTS, "activations")  \
+    X(ARENA_CKPT, "checkpoint")   \
     X(ARENA_WORK, "workspace")
 
 enum arena_kind {

@@ -31,8 +31,11 @@ struct run {
     struct ckpt_run folder;
     int64_t vocab_size;
     uint64_t tokenizer_id;
-    int64_t done;  /* steps */
-    int64_t saved; /* the step of the newest checkpoint that this process wrote or read; −1: none */
+    int64_t done; /* steps */
+    struct state_saver *saver;
+    int64_t saved;  /* the step of the newest checkpoint that this process wrote or read; −1: none */
+    int64_t saving; /* the step of the save that was started last, when, and for how long it held training up */
+    double saving_s, stall_s;
     size_t base_bytes;
 };
 
@@ -252,10 +255,28 @@ static int open_metrics(struct run *run)
                                    "base_rss_bytes", (json_int_t)run->base_bytes, "matmul_flops", peak_flops));
 }
 
-static int save(struct run *run)
+/* How the save under way ended. Not collective. */
+static int report_save(struct run *run, int rc)
+{
+    const double all_s = step_clock_s() - run->saving_s;
+    const double stall_s = run->stall_s + state_saver_take_wait_s(run->saver);
+    if (rc != 0) {
+        /* All ranks agreed on this failure, and nothing that was saved before is lost: training is worth going on. */
+        if (err_message()[0] != '\0')
+            log_warn("no checkpoint at step %lld: %s", (long long)run->saving, err_message());
+        return rc;
+    }
+    run->saved = run->saving;
+    log_info("checkpoint: %s/step-%08lld in %.1f s, for which training stood still %.2f s", run->cfg->run.dir,
+             (long long)run->saved, all_s, stall_s);
+    return metrics_event(&run->metrics, "checkpoint", run->saved,
+                         json_pack("{s:f, s:f}", "s", all_s, "stall_s", stall_s));
+}
+
+/* Starts a save. Collective. */
+static int save_start(struct run *run)
 {
     int rc = 0;
-    const double begin = step_clock_s();
     struct ckpt_meta meta = {.step = run->done,
                              .grad_scale = run->step.grad_scale,
                              .grad_norm = run->step.grad_norm,
@@ -264,17 +285,51 @@ static int save(struct run *run)
                              .tokens =
                                  (double)run->done * (double)(run->cfg->batch.global * run->cfg->model.seq_len)};
     snprintf(meta.version, sizeof meta.version, "%s", TATARA_VERSION);
-    if (run->saved == run->done) return 0;
+    run->saving = run->done;
+    run->saving_s = step_clock_s();
     TRY_GOTO(comm_agree(run->comm, config_to_yaml(run->cfg, &meta.config_yaml)), done);
-    TRY_GOTO(state_save(&run->step, &run->folder, &meta, run->cfg->checkpoint.keep), done);
-    run->saved = run->done;
-    log_info("checkpoint: %s/step-%08lld in %.1f s", run->cfg->run.dir, (long long)run->done, step_clock_s() - begin);
-    TRY_GOTO(metrics_event(&run->metrics, "checkpoint", run->done, json_pack("{s:f}", "s", step_clock_s() - begin)),
-             done);
-    metrics_skip(&run->metrics, begin);
+    TRY_GOTO(state_save_start(run->saver, &meta, run->cfg->checkpoint.keep), done);
+    if (!run->cfg->checkpoint.async) TRY_GOTO(ckpt_save_wait(state_saver_ckpt(run->saver)), done);
 done:
     free(meta.config_yaml);
-    return rc;
+    run->stall_s = step_clock_s() - run->saving_s;
+    metrics_skip(&run->metrics, run->saving_s);
+    return rc != 0 || !run->cfg->checkpoint.async ? report_save(run, rc) : 0;
+}
+
+/* Moves the save under way on, when no rank is busy with its part. Collective. */
+static int save_advance(struct run *run)
+{
+    struct ckpt_saver *ckpt = state_saver_ckpt(run->saver);
+    const int rc = ckpt_save_advance(ckpt);
+    return ckpt_save_busy(ckpt) ? 0 : report_save(run, rc);
+}
+
+/* A save that is due. One that is under way is not waited for. A failure is a warning. Collective. */
+static void save_periodic(struct run *run)
+{
+    if (ckpt_save_busy(state_saver_ckpt(run->saver))) {
+        const int64_t steps = run->done - run->saving;
+        if (run->comm->rank == 0) {
+            log_warn("no checkpoint at step %lld: that of step %lld is still being written, %lld steps later; "
+                     "checkpoint.every=%lld would fit",
+                     (long long)run->done, (long long)run->saving, (long long)steps,
+                     (long long)(steps + run->cfg->checkpoint.every));
+        }
+    } else if (run->saved != run->done) {
+        (void)save_start(run);
+    }
+    err_clear();
+}
+
+/* The last save, which is waited for. Collective. */
+static int save_last(struct run *run)
+{
+    struct ckpt_saver *ckpt = state_saver_ckpt(run->saver);
+    if (ckpt_save_busy(ckpt) && report_save(run, ckpt_save_wait(ckpt)) != 0) err_clear();
+    if (run->saved == run->done) return 0;
+    TRY(save_start(run));
+    return ckpt_save_busy(ckpt) ? report_save(run, ckpt_save_wait(ckpt)) : 0;
 }
 
 static int evaluate(struct run *run)
@@ -312,28 +367,31 @@ static int loop(struct run *run)
     const struct config *cfg = run->cfg;
     const int64_t end = cfg->run.stop_at > 0 && cfg->run.stop_at < cfg->run.steps ? cfg->run.stop_at : cfg->run.steps;
     struct request request = {.stop = false};
+    bool last = run->done >= end;
+    bool save_asked = false; /* and not yet begun, since another save was under way */
     struct step_report report;
     TRY(loader_seek(run->train, run->done));
     run->metrics.mark_s = step_clock_s();
-    while (run->done < end && !request.stop) {
+    while (!last) {
         TRY(step_run(&run->step, run->train, run->done, &report));
         run->done++;
-        TRY(signal_poll(run->comm, cfg->run.dir, &request));
-        const bool last = run->done == end || request.stop;
+        TRY(signal_poll(run->comm, cfg->run.dir, !ckpt_save_ready(state_saver_ckpt(run->saver)), &request));
+        if (!request.busy && ckpt_save_busy(state_saver_ckpt(run->saver)) && save_advance(run) != 0) err_clear();
+        last = run->done == end || request.stop;
         if (last || request.save || must_settle(run)) {
             TRY(step_settle(&run->step, run->train, run->done, &report));
         }
         TRY(metrics_step(&run->metrics, run->comm, run->done, &report, last));
         if (due(run->done, cfg->log.eval_every) && run->done < end) TRY(evaluate(run));
-        if ((due(run->done, cfg->checkpoint.every) || request.save) && save(run) != 0) {
-            /* All ranks agreed on this failure, and nothing that was saved before is lost: training is worth going on. */
-            if (err_message()[0] != '\0')
-                log_warn("no checkpoint at step %lld: %s", (long long)run->done, err_message());
-            err_clear();
+        save_asked |= request.save;
+        if (!last && (due(run->done, cfg->checkpoint.every) ||
+                      (save_asked && !ckpt_save_busy(state_saver_ckpt(run->saver))))) {
+            save_periodic(run);
+            save_asked = false;
         }
     }
     if (run->done >= cfg->run.steps) TRY(evaluate(run));
-    TRY(save(run));
+    TRY(save_last(run));
     if (run->done >= cfg->run.steps) {
         log_info("done: %lld steps; the model is in %s/step-%08lld", (long long)run->done, cfg->run.dir,
                  (long long)run->done);
@@ -359,9 +417,11 @@ static int run_train(struct comm *comm, struct config *cfg)
     if (comm->rank == 0) rc = save_config(&run);
     TRY_GOTO(comm_agree(comm, rc), done);
     TRY_GOTO(resume(&run), done);
+    TRY_GOTO(comm_agree(comm, state_saver_open(&run.saver, &run.step, &run.folder)), done);
     TRY_GOTO(open_metrics(&run), done);
     TRY_GOTO(loop(&run), done);
 done:
+    state_saver_close(run.saver);
     metrics_close(&run.metrics);
     loader_close(run.valid);
     loader_close(run.train);

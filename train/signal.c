@@ -42,15 +42,15 @@ static bool take_file(const char *run_dir, const char *name)
     return unlink(path) == 0;
 }
 
-int signal_poll(struct comm *comm, const char *run_dir, struct request *request)
+int signal_poll(struct comm *comm, const char *run_dir, bool busy, struct request *request)
 {
-    int64_t asked[2] = {stop_asked, 0};
+    int64_t asked[3] = {stop_asked, 0, busy};
     stop_asked = 0;
     if (comm->rank == 0) {
         asked[0] |= take_file(run_dir, "STOP");
         asked[1] |= take_file(run_dir, "SAVE");
     }
-    TRY(comm_max_i64(comm, asked, 2));
-    *request = (struct request){.stop = asked[0] != 0, .save = asked[1] != 0};
+    TRY(comm_max_i64(comm, asked, 3));
+    *request = (struct request){.stop = asked[0] != 0, .save = asked[1] != 0, .busy = asked[2] != 0};
     return 0;
 }

@@ -8,11 +8,13 @@ struct request {
     bool
         stop; /* SIGTERM, SIGINT, SIGUSR1 (Slurm's warning before the time limit) on any rank, or STOP: save and end */
     bool save; /* SAVE: save and go on */
+    bool busy; /* some rank's `busy` */
 };
 
 /* Installs the handlers. A second SIGINT or SIGTERM ends the process at once. */
 int signal_open(void);
-/* What was asked for since the last call, the same on all ranks; the files are removed as they are seen. Collective. */
-int signal_poll(struct comm *comm, const char *run_dir, struct request *request);
+/* What was asked for since the last call, the same on all ranks; the files are removed as they are seen. busy: what this
+ * rank has to tell the others in passing. Collective. */
+int signal_poll(struct comm *comm, const char *run_dir, bool busy, struct request *request);
 
 #endif

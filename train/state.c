@@ -3,6 +3,8 @@
 
 #include "err.h"
 
+#include <errno.h>
+#include <semaphore.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -30,21 +32,21 @@ static struct ckpt_slab slab_of(const struct param *param, const char *prefix, i
     return slab;
 }
 
-/* What this rank writes (its shard) or reads (its part), as slabs in host memory: on a CPU the state itself, else a copy
- * of it. There are KINDS slabs of every parameter. */
-struct snapshot {
-    struct device *dev;
+/* ---- the slabs of a state ---- */
+
+/* What this rank writes (its shard) or reads (its part): KINDS slabs of every parameter, and where on the device the data
+ * of each lies. A slab's own data is NULL. */
+struct slabs {
     struct ckpt_slab *slab;
-    float **device; /* where each slab's data lies on the device */
-    float *copy;    /* NULL on a CPU */
+    float **device;
     int n;
 };
 
-static void snapshot_close(struct snapshot *s)
+static void slabs_close(struct slabs *s)
 {
     free(s->slab);
     free(s->device);
-    free(s->copy);
+    *s = (struct slabs){.n = 0};
 }
 
 static size_t slab_bytes(const struct ckpt_slab *slab)
@@ -52,28 +54,11 @@ static size_t slab_bytes(const struct ckpt_slab *slab)
     return (size_t)(slab->end - slab->begin) * sizeof *slab->data;
 }
 
-/* Gives every slab room in one piece of host memory. */
-static int snapshot_room(struct snapshot *s)
-{
-    size_t bytes = 0;
-    for (int i = 0; i < s->n; i++)
-        bytes += slab_bytes(&s->slab[i]);
-    s->copy = malloc(bytes > 0 ? bytes : 1);
-    if (!s->copy) FAIL(ERR_SYSTEM, "out of memory for a copy of the training state of %zu bytes", bytes);
-    float *at = s->copy;
-    for (int i = 0; i < s->n; i++) {
-        s->slab[i].data = at;
-        at += s->slab[i].end - s->slab[i].begin;
-    }
-    return 0;
-}
-
-static int snapshot_open(struct snapshot *s, const struct zero *z, bool saving)
+static int slabs_open(struct slabs *s, const struct zero *z, bool saving)
 {
     const struct params *p = z->params;
-    *s = (struct snapshot){.dev = z->dev};
-    s->slab = calloc((size_t)p->n * KINDS, sizeof *s->slab);
-    s->device = calloc((size_t)p->n * KINDS, sizeof *s->device);
+    *s = (struct slabs){.slab = calloc((size_t)p->n * KINDS, sizeof *s->slab),
+                        .device = calloc((size_t)p->n * KINDS, sizeof *s->device)};
     if (!s->slab || !s->device) FAIL(ERR_SYSTEM, "out of memory for the list of %d tensors", p->n * KINDS);
     for (int i = 0; i < p->n; i++) {
         const struct param *param = &p->param[i];
@@ -90,52 +75,151 @@ static int snapshot_open(struct snapshot *s, const struct zero *z, bool saving)
         const int64_t from = begin > param->offset ? begin : param->offset, to = end < last ? end : last;
         const bool some = from < to;
         for (int k = 0; k < KINDS; k++) {
-            float *data = some ? (float *)state[k][param->unit].data + (from - part) : NULL;
-            s->device[s->n] = data;
+            s->device[s->n] = some ? (float *)state[k][param->unit].data + (from - part) : NULL;
             s->slab[s->n++] =
-                slab_of(param, prefixes[k], some ? from - param->offset : 0, some ? to - param->offset : 0, data);
+                slab_of(param, prefixes[k], some ? from - param->offset : 0, some ? to - param->offset : 0, NULL);
         }
     }
-    return s->dev->kind == DEVICE_CPU ? 0 : snapshot_room(s);
-}
-
-static int snapshot_download(const struct snapshot *s)
-{
-    for (int i = 0; s->copy && i < s->n; i++)
-        TRY(s->dev->table->download(s->dev, s->slab[i].data, s->device[i], slab_bytes(&s->slab[i])));
     return 0;
 }
 
-static int snapshot_upload(const struct snapshot *s)
+/* Lets the slabs' data lie one after the other in `host`; NULL: where they are on the device, a CPU. */
+static void slabs_place(struct slabs *s, float *host)
 {
-    for (int i = 0; s->copy && i < s->n; i++)
-        TRY(s->dev->table->upload(s->dev, s->device[i], s->slab[i].data, slab_bytes(&s->slab[i])));
+    for (int i = 0; i < s->n; i++) {
+        s->slab[i].data = host ? host : s->device[i];
+        if (host) host += s->slab[i].end - s->slab[i].begin;
+    }
+}
+
+static size_t slabs_bytes(const struct slabs *s)
+{
+    size_t bytes = 0;
+    for (int i = 0; i < s->n; i++)
+        bytes += slab_bytes(&s->slab[i]);
+    return bytes;
+}
+
+/* Host memory for all slabs. */
+static int slabs_host(const struct slabs *s, float **host)
+{
+    const size_t bytes = slabs_bytes(s);
+    *host = malloc(bytes > 0 ? bytes : 1);
+    if (!*host) FAIL(ERR_SYSTEM, "out of memory for a copy of the training state of %zu bytes", bytes);
     return 0;
 }
 
-int state_save(struct step *step, const struct ckpt_run *run, const struct ckpt_meta *meta, int64_t keep)
+/* ---- saving ---- */
+
+/* On a CPU the copy is made by the thread that writes it, while the next step's passes run: nothing of the state changes
+ * before that step's update, which waits for `copied`. */
+struct state_saver {
+    struct step *step;
+    struct ckpt_saver *ckpt;
+    struct slabs slabs;
+    float *host; /* owned; of a GPU's state */
+    sem_t copied;
+    bool copying;
+    double wait_s;
+};
+
+static void fill_snapshot(void *context)
 {
-    struct snapshot s;
-    TRY(comm_finish(step->comm));
-    int rc = snapshot_open(&s, &step->zero, true);
-    if (rc == 0) rc = snapshot_download(&s);
-    TRY_GOTO(comm_agree(step->comm, rc), done);
-    TRY_GOTO(ckpt_save(step->comm, run, meta, s.slab, s.n, keep), done);
+    struct state_saver *s = context;
+    for (int i = 0; i < s->slabs.n; i++)
+        if (s->slabs.device[i]) memcpy(s->slabs.slab[i].data, s->slabs.device[i], slab_bytes(&s->slabs.slab[i]));
+    (void)sem_post(&s->copied);
+}
+
+/* Before an update. */
+static int wait_for_copy(void *context)
+{
+    struct state_saver *s = context;
+    const double began_s = step_clock_s();
+    while (s->copying && sem_wait(&s->copied) != 0) {
+        if (errno != EINTR) FAIL(ERR_SYSTEM, "cannot wait for the copy of the training state: %s", strerror(errno));
+    }
+    if (s->copying) s->wait_s += step_clock_s() - began_s;
+    s->copying = false;
+    return 0;
+}
+
+double state_saver_take_wait_s(struct state_saver *s)
+{
+    const double wait_s = s->wait_s;
+    s->wait_s = 0;
+    return wait_s;
+}
+
+int state_saver_open(struct state_saver **saver, struct step *step, const struct ckpt_run *run)
+{
+    struct device *dev = step->model.dev;
+    struct state_saver *s = *saver = calloc(1, sizeof *s);
+    if (!s) FAIL(ERR_SYSTEM, "no memory for saving checkpoints");
+    s->step = step;
+    if (sem_init(&s->copied, 0, 0) != 0) FAIL(ERR_SYSTEM, "no semaphore for saving: %s", strerror(errno));
+    TRY(ckpt_saver_open(&s->ckpt, step->comm, run));
+    TRY(slabs_open(&s->slabs, &step->zero, true));
+    if (dev->kind != DEVICE_CPU) TRY(slabs_host(&s->slabs, &s->host));
+    slabs_place(&s->slabs, s->host ? s->host : step->snapshot);
+    step->before_update = wait_for_copy;
+    step->update_context = s;
+    return 0;
+}
+
+void state_saver_close(struct state_saver *s)
+{
+    if (!s) return;
+    ckpt_saver_close(s->ckpt);
+    slabs_close(&s->slabs);
+    free(s->host);
+    (void)sem_destroy(&s->copied);
+    s->step->before_update = NULL;
+    free(s);
+}
+
+struct ckpt_saver *state_saver_ckpt(struct state_saver *s)
+{
+    return s->ckpt;
+}
+
+int state_save_start(struct state_saver *s, const struct ckpt_meta *meta, int64_t keep)
+{
+    struct device *dev = s->step->model.dev;
+    int rc = comm_finish(s->step->comm);
+    for (int i = 0; rc == 0 && s->host && i < s->slabs.n; i++)
+        rc = dev->table->download(dev, s->slabs.slab[i].data, s->slabs.device[i], slab_bytes(&s->slabs.slab[i]));
+    TRY(comm_agree(s->step->comm, rc));
+    s->copying = s->step->snapshot != NULL;
+    rc = ckpt_save_start(s->ckpt, meta, s->slabs.slab, s->slabs.n, keep, s->copying ? fill_snapshot : NULL, s);
+    if (rc != 0) s->copying = false;
+    return rc;
+}
+
+/* ---- loading ---- */
+
+static int load_slabs(struct slabs *s, struct step *step, const char *folder)
+{
+    int rc = 0;
+    float *host = NULL;
+    struct device *dev = step->model.dev;
+    TRY(slabs_open(s, &step->zero, false));
+    if (dev->kind != DEVICE_CPU) TRY(slabs_host(s, &host));
+    slabs_place(s, host);
+    TRY_GOTO(ckpt_load(folder, s->slab, s->n), done);
+    for (int i = 0; host && i < s->n; i++)
+        TRY_GOTO(dev->table->upload(dev, s->device[i], s->slab[i].data, slab_bytes(&s->slab[i])), done);
 done:
-    snapshot_close(&s);
+    free(host);
     return rc;
 }
 
 int state_load(struct step *step, const char *folder, const struct ckpt_meta *meta)
 {
-    int rc = 0;
-    struct snapshot s = {0};
-    TRY_GOTO(check_model(&step->params, folder, meta), done);
-    TRY_GOTO(snapshot_open(&s, &step->zero, false), done);
-    TRY_GOTO(ckpt_load(folder, s.slab, s.n), done);
-    TRY_GOTO(snapshot_upload(&s), done);
-done:
-    snapshot_close(&s);
+    struct slabs s = {.n = 0};
+    int rc = check_model(&step->params, folder, meta);
+    if (rc == 0) rc = load_slabs(&s, step, folder);
+    slabs_close(&s);
     TRY(comm_agree(step->comm, rc));
     TRY(step_resume(step, meta->step, meta->grad_norm));
     TRY(zero_gather(&step->zero));

@@ -5,8 +5,17 @@
 #include "ckpt/ckpt.h"
 #include "step.h"
 
-/* Saves weights and optimizer state of `step` with meta->step steps done. Collective. */
-int state_save(struct step *step, const struct ckpt_run *run, const struct ckpt_meta *meta, int64_t keep);
+/* Saves the training state, in the background where a copy of it fits (checkpoint.async). */
+struct state_saver;
+/* Takes the memory for a copy on a GPU; on a CPU step_layout has taken it. Not collective. */
+int state_saver_open(struct state_saver **saver, struct step *step, const struct ckpt_run *run);
+/* Starts a save of weights and optimizer state with meta->step steps done. Collective. */
+int state_save_start(struct state_saver *saver, const struct ckpt_meta *meta, int64_t keep);
+/* For ckpt_save_busy, _ready, _advance and _wait. */
+struct ckpt_saver *state_saver_ckpt(struct state_saver *saver);
+/* Seconds that updates have waited for the copy since the last call. */
+double state_saver_take_wait_s(struct state_saver *saver);
+void state_saver_close(struct state_saver *saver);
 /* Restores them from a verified checkpoint, written by any number of ranks at any ZeRO stage, and readies the weights of
  * all ranks. ERR_DATA when it is of another model. Collective. */
 int state_load(struct step *step, const char *folder, const struct ckpt_meta *meta);

@@ -37,6 +37,9 @@ int step_layout(struct step *step, const struct config *cfg, int64_t vocab_size,
                           cfg->model.seq_len),
              done);
     TRY_GOTO(zero_layout(&step->zero, cfg, &step->params, &step->model, comm, arena), done);
+    /* On a GPU the copy is in host memory, which this arena is not. */
+    if (cfg->checkpoint.async && dev->kind == DEVICE_CPU)
+        step->snapshot = arena_take(arena, ARENA_CKPT, zero_saved_bytes(&step->zero));
     dev->workspace_bytes = dev->table->workspace_bytes(dev);
     dev->workspace = arena_take(arena, ARENA_WORK, dev->workspace_bytes);
 done:
@@ -100,6 +103,7 @@ int step_run(struct step *step, struct loader *loader, int64_t index, struct ste
     TRY(zero_reduce(&step->zero));
     TRY(comm_agree(step->comm, loaded));
     lap(&report->reduce_s, &mark);
+    if (step->before_update) TRY(step->before_update(step->update_context));
     TRY(optim_update(&step->zero, step->cfg, index));
     TRY(model_weights_changed(&step->model));
     lap(&report->update_s, &mark);

@@ -15,6 +15,9 @@ struct step {
     int64_t settled;   /* steps done whose outcome is known */
     double grad_norm;  /* of the last of them, from which the next scale follows; 0 before the first */
     double grad_scale; /* that scale */
+    float *snapshot;   /* state.c's copy of what this rank saves; NULL: none was taken */
+    int (*before_update)(void *context); /* called before a step first changes the training state; may be NULL */
+    void *update_context;
 };
 
 /* What a step did; the same on every rank but for the times, which are this rank's (on a GPU, of issuing the work). */

@@ -33,7 +33,7 @@ model:      {{arch: llama, layers: 2, hidden: 64, heads: 4, kv_heads: 2, head_di
 data:       {{tokenizer: {tokenizer}, train: [{{path: {train}}}], document_mask: true}}
 batch:      {{global: 10, micro: 2}}
 optim:      {{lr: 3.0e-3, min_lr: 3.0e-4, schedule: wsd, warmup_steps: 4, decay_steps: 6}}
-checkpoint: {{every: 0, keep: 3, resume: auto}}
+checkpoint: {{every: 0, keep: 3, async: false, resume: auto}}
 log:        {{every: 1}}
 """
 # The same as GPT-2: as many key/value heads as heads, and heads * head_dim = hidden.

@@ -30,6 +30,28 @@ class Resume(lib.Case):
         branch = self.train("branch", f"checkpoint.resume={run_dir / 'step-00000018'}")
         self.assertSameWeights(run_dir / "step-00000020", branch / "step-00000020")
 
+    def test_async(self):
+        """Saving in the background writes the same bytes, and what is trained meanwhile is the same, whether or not a
+        save that is due is skipped as the last one is still being written."""
+        waited = self.train("waited", "checkpoint.every=5", "checkpoint.keep=9", ranks=2)
+        for zero in (0, 1):
+            with self.subTest(zero=zero):
+                words = ["checkpoint.async=true", "checkpoint.keep=30", "log.every=20", f"parallel.zero={zero}"]
+                often = self.train(f"often{zero}", "checkpoint.every=1", *words, ranks=2)
+                self.assertGreater(len(lib.checkpoints(often)), 1)
+                for folder in lib.checkpoints(often):
+                    self.assertEqual(lib.tatara(["ckpt", "verify", folder]).status, 0)
+                    if (waited / folder.name).exists():
+                        self.assertSameWeights(waited / folder.name, folder)
+                self.assertFalse([entry for entry in os.listdir(often) if entry.startswith(".tmp")])
+
+    def test_async_resume(self):
+        """A run that is stopped while a save is under way loses nothing, and goes on from its end."""
+        straight = self.train("straight")
+        words = ["checkpoint.async=true", "checkpoint.every=3"]
+        self.train("half", *words, "run.stop_at=10", ranks=3)
+        self.assertSameRun(straight, self.train("half", *words), 20)
+
     def test_never(self):
         """A run that must not resume does not start beside another's checkpoints."""
         run_dir = self.train("run", "run.stop_at=2")

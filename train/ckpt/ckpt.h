@@ -50,6 +50,26 @@ struct ckpt_meta {
 int ckpt_save(struct comm *comm, const struct ckpt_run *run, const struct ckpt_meta *meta,
               const struct ckpt_slab *slabs, int n, int64_t keep);
 
+/* The same in the background, one save at a time: a thread of each rank writes its file, then one of rank 0 commits. The
+ * main thread starts a save, asks now and then whether all ranks are ready, and then lets all advance. */
+struct ckpt_saver;
+int ckpt_saver_open(struct ckpt_saver **saver, struct comm *comm, const struct ckpt_run *run);
+/* Starts it; what can be refused at once, is. The slabs' data must stay as they are until the save has ended. `fill`,
+ * when given, is called first of all in the writing thread, and may write the slabs' data. Collective. */
+int ckpt_save_start(struct ckpt_saver *saver, const struct ckpt_meta *meta, const struct ckpt_slab *slabs, int n,
+                    int64_t keep, void (*fill)(void *context), void *context);
+/* Whether a save is under way; the same on all ranks. */
+bool ckpt_save_busy(const struct ckpt_saver *saver);
+/* Whether this rank would not have to wait in ckpt_save_advance. Not collective, and cheap. */
+bool ckpt_save_ready(const struct ckpt_saver *saver);
+/* Completes what this rank's thread does, and begins what comes next, if anything: else the save has ended, well or with
+ * the error returned. Waits for the threads of all ranks. Collective. */
+int ckpt_save_advance(struct ckpt_saver *saver);
+/* Waits for the end of the save under way, if any, and returns how it ended. Collective. */
+int ckpt_save_wait(struct ckpt_saver *saver);
+/* Waits for this rank's thread alone; what is unfinished then, the next attempt removes. Not collective. */
+void ckpt_saver_close(struct ckpt_saver *saver);
+
 /* Finds the newest step folder in run_dir whose manifest verifies (every file's size and checksum, the work shared among
  * ranks), warning about each newer one that does not and why. found is "" when there is none at all; ERR_DATA when there
  * are checkpoints and none verifies. Collective. */

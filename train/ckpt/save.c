@@ -1,16 +1,22 @@
 /* Saving: every rank's file, then the index, the manifest and the rename that makes it a checkpoint.
  *
  *   prepare   the ranks compare what they are about to save; rank 0 checks owner and free space, makes .tmp-save-…
- *   write     each rank its file, to disk
- *   commit    rank 0: index, manifest, folder to disk; owner checked again; renamed to step-N; run's folder to disk
- *   retain    rank 0 removes the oldest
+ *   write     each rank its file, to disk                                              (a thread of each rank)
+ *   gather    rank 0 learns what the others wrote
+ *   commit    rank 0: index, manifest, folder to disk; owner checked again; renamed to step-N; run's folder to disk;
+ *             the oldest checkpoints removed                                           (a thread of rank 0)
  *
  * The ranks agree after each phase. Killed at any moment, it leaves either a whole step-N or a folder whose name starts
- * with .tmp-, which counts for nothing. Called by the thread that owns the communicator; only `write` is free of it. */
+ * with .tmp-, which counts for nothing.
+ *
+ * Threads: all calls are made by the thread that owns the communicator, which alone communicates. A phase's thread has
+ * the save to itself between its start and `ready`. */
 #include "ckpt_internal.h"
 #include "log.h"
 
 #include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -22,16 +28,28 @@
 /* What lies under the step's name already. */
 enum present { PRESENT_NONE, PRESENT_COMPLETE, PRESENT_DAMAGED };
 
-struct save {
+enum phase { PHASE_IDLE, PHASE_WRITE, PHASE_COMMIT };
+
+struct ckpt_saver {
     struct comm *comm;
     const struct ckpt_run *run;
-    const struct ckpt_meta *meta;
-    const struct ckpt_slab *slabs;
+    enum phase phase;
+    bool running; /* the thread is to be joined */
+    pthread_t thread;
+    atomic_bool ready;
+    struct err_record outcome; /* of the thread */
+    /* Of the save under way: */
+    struct ckpt_meta meta; /* config_yaml is owned */
+    struct ckpt_slab *slabs;
     int n;
+    int64_t keep;
+    void (*fill)(void *context);
+    void *context;
     char temp[CKPT_PATH_MAX], final[CKPT_PATH_MAX];
     bool begun; /* on rank 0: temp is there and is ours to remove */
     enum present present;
     int64_t *mine, *all;     /* [n][2]: begin and end of each slab; all: of every rank, on rank 0 */
+    struct ckpt_file file;   /* this rank's */
     struct ckpt_file *files; /* of every rank, on rank 0, with room for the index */
 };
 
@@ -49,9 +67,9 @@ static int check_slab(const struct ckpt_slab *slab)
 }
 
 /* A number that is the same on ranks with the same list of names and shapes. */
-static int hash_list(const struct save *save, uint64_t *hash)
+static int hash_list(const struct ckpt_saver *save, uint64_t *hash)
 {
-    *hash = XXH3_64bits(&save->meta->step, sizeof save->meta->step);
+    *hash = XXH3_64bits(&save->meta.step, sizeof save->meta.step);
     for (int i = 0; i < save->n; i++) {
         const struct ckpt_slab *slab = &save->slabs[i];
         TRY(check_slab(slab));
@@ -62,7 +80,7 @@ static int hash_list(const struct save *save, uint64_t *hash)
 }
 
 /* All ranks must be saving the same step of the same tensors. Collective. */
-static int check_lists(const struct save *save)
+static int check_lists(const struct ckpt_saver *save)
 {
     uint64_t hash = 0;
     TRY(comm_agree(save->comm, hash_list(save, &hash)));
@@ -77,7 +95,7 @@ static int check_lists(const struct save *save)
 }
 
 /* What the checkpoint will take, over all ranks, with room for HDF5's own records. Collective. */
-static int total_bytes(const struct save *save, int64_t *bytes)
+static int total_bytes(const struct ckpt_saver *save, int64_t *bytes)
 {
     *bytes = (int64_t)1 << 20;
     for (int i = 0; i < save->n; i++) {
@@ -101,7 +119,7 @@ static int check_space(const char *run_dir, int64_t needed_bytes)
 }
 
 /* Finds out what lies under the step's name. Collective. */
-static int find_present(struct save *save)
+static int find_present(struct ckpt_saver *save)
 {
     struct stat info;
     int exists = save->comm->rank == 0 && lstat(save->final, &info) == 0;
@@ -117,7 +135,7 @@ static int find_present(struct save *save)
 }
 
 /* This rank's ranges; and on rank 0 the lists for those of all, and the temporary folder. */
-static int make_room(struct save *save, int64_t needed_bytes)
+static int make_room(struct ckpt_saver *save, int64_t needed_bytes)
 {
     const size_t n = (size_t)save->n, ranks = (size_t)save->comm->ranks;
     save->mine = calloc(2 * n, sizeof *save->mine);
@@ -139,11 +157,11 @@ static int make_room(struct save *save, int64_t needed_bytes)
     return 0;
 }
 
-static int prepare(struct save *save)
+static int prepare(struct ckpt_saver *save)
 {
     int64_t bytes = 0;
-    TRY(ckpt_step_path(save->final, save->run->dir, save->meta->step));
-    TRY(ckpt_temp_path(save->temp, save->run, "save", save->meta->step));
+    TRY(ckpt_step_path(save->final, save->run->dir, save->meta.step));
+    TRY(ckpt_temp_path(save->temp, save->run, "save", save->meta.step));
     TRY(check_lists(save));
     TRY(total_bytes(save, &bytes));
     TRY(find_present(save));
@@ -153,7 +171,7 @@ static int prepare(struct save *save)
 /* ---- commit ---- */
 
 /* One tensor of the manifest from the ranges that the ranks reported. */
-static int build_tensor(const struct save *save, int i, struct ckpt_tensor *tensor)
+static int build_tensor(const struct ckpt_saver *save, int i, struct ckpt_tensor *tensor)
 {
     const struct ckpt_slab *slab = &save->slabs[i];
     snprintf(tensor->name, sizeof tensor->name, "%s", slab->name);
@@ -174,7 +192,7 @@ static int build_tensor(const struct save *save, int i, struct ckpt_tensor *tens
 }
 
 /* The manifest of this save; what it owns is freed by ckpt_manifest_free, also after a failure. */
-static int build_manifest(const struct save *save, struct ckpt_manifest *manifest)
+static int build_manifest(const struct ckpt_saver *save, struct ckpt_manifest *manifest)
 {
     struct tm utc;
     const time_t now = time(NULL);
@@ -184,8 +202,8 @@ static int build_manifest(const struct save *save, struct ckpt_manifest *manifes
     manifest->n_files = save->comm->ranks + 1;
     manifest->files = calloc((size_t)manifest->n_files, sizeof *manifest->files);
     manifest->tensors = calloc((size_t)save->n, sizeof *manifest->tensors);
-    manifest->meta = *save->meta;
-    manifest->meta.config_yaml = strdup(save->meta->config_yaml ? save->meta->config_yaml : "");
+    manifest->meta = save->meta;
+    manifest->meta.config_yaml = strdup(save->meta.config_yaml ? save->meta.config_yaml : "");
     if (!manifest->files || !manifest->tensors || !manifest->meta.config_yaml) {
         FAIL(ERR_SYSTEM, "%s: no memory left to save", save->final);
     }
@@ -198,7 +216,7 @@ static int build_manifest(const struct save *save, struct ckpt_manifest *manifes
 }
 
 /* Whether the complete checkpoint under the step's name holds the same bytes in the same files. */
-static int check_same(const struct save *save, const struct ckpt_manifest *manifest)
+static int check_same(const struct ckpt_saver *save, const struct ckpt_manifest *manifest)
 {
     struct ckpt_manifest old;
     TRY(ckpt_manifest_read(save->final, &old));
@@ -217,10 +235,10 @@ static int check_same(const struct save *save, const struct ckpt_manifest *manif
 }
 
 /* Lets the finished folder appear under the step's name. */
-static int publish(const struct save *save, const struct ckpt_manifest *manifest)
+static int publish(const struct ckpt_saver *save, const struct ckpt_manifest *manifest)
 {
     char damaged[CKPT_PATH_MAX];
-    TRY(ckpt_temp_path(damaged, save->run, "damaged", save->meta->step));
+    TRY(ckpt_temp_path(damaged, save->run, "damaged", save->meta.step));
     TRY(ckpt_check_owner(save->run));
     if (save->present == PRESENT_COMPLETE) {
         TRY(check_same(save, manifest));
@@ -238,7 +256,7 @@ static int publish(const struct save *save, const struct ckpt_manifest *manifest
 }
 
 /* Rank 0 only, after all files are on disk. */
-static int finish(const struct save *save)
+static int finish(const struct ckpt_saver *save)
 {
     int rc = 0;
     struct ckpt_manifest manifest;
@@ -252,31 +270,166 @@ done:
     return rc;
 }
 
-static int commit(struct save *save, const struct ckpt_file *file)
+/* ---- threads ---- */
+
+static void *write_thread(void *saver)
 {
-    const size_t bytes = 2 * (size_t)save->n * sizeof *save->mine;
-    TRY(comm_gather(save->comm, file, save->files, sizeof *file));
-    TRY(comm_gather(save->comm, save->mine, save->all, bytes));
-    return comm_agree(save->comm, save->comm->rank == 0 ? finish(save) : 0);
+    struct ckpt_saver *save = saver;
+    if (save->fill) save->fill(save->context);
+    const int rc = ckpt_write_rank_file(save->temp, save->comm->rank, save->slabs, save->n, &save->file);
+    err_take(&save->outcome, rc);
+    atomic_store(&save->ready, true);
+    return NULL;
 }
 
-/* ---- the whole ---- */
+static void *commit_thread(void *saver)
+{
+    struct ckpt_saver *save = saver;
+    const int rc = finish(save);
+    if (rc == 0) ckpt_retain(save->run, save->meta.step, save->keep);
+    err_take(&save->outcome, rc);
+    atomic_store(&save->ready, true);
+    return NULL;
+}
+
+/* Without `work` this rank has nothing to do in the phase. */
+static int begin_phase(struct ckpt_saver *save, enum phase phase, void *(*work)(void *saver))
+{
+    save->phase = phase;
+    atomic_store(&save->ready, work == NULL);
+    save->outcome = (struct err_record){.code = 0};
+    if (!work) return 0;
+    const int error = pthread_create(&save->thread, NULL, work, save);
+    if (error != 0) FAIL(ERR_SYSTEM, "%s: no thread to save with: %s", save->final, strerror(error));
+    save->running = true;
+    return 0;
+}
+
+static void join(struct ckpt_saver *save)
+{
+    if (save->running) (void)pthread_join(save->thread, NULL);
+    save->running = false;
+}
+
+/* How this rank's part of the phase ended. */
+static int end_phase(struct ckpt_saver *save)
+{
+    join(save);
+    return err_give(&save->outcome);
+}
+
+/* ---- a save ---- */
+
+/* Frees what belongs to the save, which ended so. */
+static int end_save(struct ckpt_saver *save, int rc)
+{
+    if (rc != 0 && save->begun) ckpt_folder_remove(save->temp);
+    free(save->meta.config_yaml);
+    free(save->slabs);
+    free(save->mine);
+    free(save->all);
+    free(save->files);
+    save->meta = (struct ckpt_meta){.config_yaml = NULL};
+    save->slabs = NULL;
+    save->mine = save->all = NULL;
+    save->files = NULL;
+    save->begun = false;
+    save->phase = PHASE_IDLE;
+    return rc;
+}
+
+/* The saver's own copies of what the caller may forget. */
+static int copy_arguments(struct ckpt_saver *save, const struct ckpt_meta *meta, const struct ckpt_slab *slabs)
+{
+    save->meta = *meta;
+    save->meta.config_yaml = strdup(meta->config_yaml ? meta->config_yaml : "");
+    save->slabs = calloc((size_t)save->n, sizeof *save->slabs);
+    if (!save->meta.config_yaml || !save->slabs) {
+        FAIL(ERR_SYSTEM, "no memory left to save step %lld", (long long)meta->step);
+    }
+    memcpy(save->slabs, slabs, (size_t)save->n * sizeof *slabs);
+    return 0;
+}
+
+int ckpt_saver_open(struct ckpt_saver **saver, struct comm *comm, const struct ckpt_run *run)
+{
+    *saver = calloc(1, sizeof **saver);
+    if (!*saver) FAIL(ERR_SYSTEM, "no memory for saving checkpoints");
+    (*saver)->comm = comm;
+    (*saver)->run = run;
+    atomic_init(&(*saver)->ready, true);
+    return 0;
+}
+
+void ckpt_saver_close(struct ckpt_saver *saver)
+{
+    if (!saver) return;
+    join(saver);
+    (void)end_save(saver, 0);
+    free(saver);
+}
+
+int ckpt_save_start(struct ckpt_saver *save, const struct ckpt_meta *meta, const struct ckpt_slab *slabs, int n,
+                    int64_t keep, void (*fill)(void *context), void *context)
+{
+    int rc = 0;
+    ASSERT(n > 0 && save->phase == PHASE_IDLE);
+    save->n = n;
+    save->keep = keep;
+    save->fill = fill;
+    save->context = context;
+    TRY_GOTO(comm_agree(save->comm, copy_arguments(save, meta, slabs)), done);
+    TRY_GOTO(prepare(save), done);
+    TRY_GOTO(comm_agree(save->comm, begin_phase(save, PHASE_WRITE, write_thread)), done);
+done:
+    if (rc != 0) join(save);
+    return rc != 0 ? end_save(save, rc) : 0;
+}
+
+bool ckpt_save_busy(const struct ckpt_saver *save)
+{
+    return save->phase != PHASE_IDLE;
+}
+
+bool ckpt_save_ready(const struct ckpt_saver *save)
+{
+    return atomic_load(&save->ready);
+}
+
+/* From the written files to rank 0's commit. */
+static int gather(struct ckpt_saver *save)
+{
+    const bool first = save->comm->rank == 0;
+    TRY(comm_agree(save->comm, end_phase(save)));
+    TRY(comm_gather(save->comm, &save->file, save->files, sizeof save->file));
+    TRY(comm_gather(save->comm, save->mine, save->all, 2 * (size_t)save->n * sizeof *save->mine));
+    return comm_agree(save->comm, begin_phase(save, PHASE_COMMIT, first ? commit_thread : NULL));
+}
+
+int ckpt_save_advance(struct ckpt_saver *save)
+{
+    if (save->phase == PHASE_IDLE) return 0;
+    if (save->phase == PHASE_COMMIT) return end_save(save, comm_agree(save->comm, end_phase(save)));
+    const int rc = gather(save);
+    return rc != 0 ? end_save(save, rc) : 0;
+}
+
+int ckpt_save_wait(struct ckpt_saver *save)
+{
+    while (save->phase != PHASE_IDLE)
+        TRY(ckpt_save_advance(save));
+    return 0;
+}
 
 int ckpt_save(struct comm *comm, const struct ckpt_run *run, const struct ckpt_meta *meta,
               const struct ckpt_slab *slabs, int n, int64_t keep)
 {
-    struct save save = {.comm = comm, .run = run, .meta = meta, .slabs = slabs, .n = n};
-    struct ckpt_file file;
     int rc = 0;
-    ASSERT(n > 0);
-    TRY_GOTO(prepare(&save), done);
-    TRY_GOTO(comm_agree(comm, ckpt_write_rank_file(save.temp, comm->rank, slabs, n, &file)), done);
-    TRY_GOTO(commit(&save, &file), done);
-    if (comm->rank == 0) ckpt_retain(run, meta->step, keep);
+    struct ckpt_saver *saver = NULL;
+    TRY(comm_agree(comm, ckpt_saver_open(&saver, comm, run)));
+    TRY_GOTO(ckpt_save_start(saver, meta, slabs, n, keep, NULL, NULL), done);
+    TRY_GOTO(ckpt_save_wait(saver), done);
 done:
-    if (rc != 0 && save.begun) ckpt_folder_remove(save.temp);
-    free(save.mine);
-    free(save.all);
-    free(save.files);
+    ckpt_saver_close(saver);
     return rc;
 }
