@@ -133,8 +133,8 @@ static int nccl_finish(struct comm *comm)
     bool idle = false;
     while (true) {
         TRY(look(s, &idle));
+        TRY(check_async(comm)); /* what was given up is idle, too */
         if (idle) return 0;
-        TRY(check_async(comm));
         if (s->done != seen) {
             seen = s->done;
             since_s = now_s();

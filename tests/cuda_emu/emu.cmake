@@ -27,6 +27,8 @@ target_link_libraries(tatara_nccl_emu PUBLIC tatara_comm tatara_cuda_emu)
 
 tatara_test(test_emu LABEL cuda SOURCES ${EMU}/test_emu.cc LINKS tatara_device_emu)
 tatara_test(test_nccl LABEL cuda RANKS 1 2 3 SOURCES ${EMU}/test_nccl.c LINKS tatara_nccl_emu TIMEOUT 200)
+tatara_test(test_comm_cuda LABEL cuda RANKS 1 2 3 SOURCES mpi/test_comm_cuda.c LINKS tatara_nccl_emu tatara_device_emu
+  TIMEOUT 200)
 tatara_test(test_blas LABEL cuda SOURCES ${EMU}/test_blas.cc LINKS tatara_cuda_emu)
 
 # The whole program, with the emulated GPU for device=cuda.

@@ -57,13 +57,16 @@ static double now_ms()
     return (double)t.tv_sec * 1e3 + (double)t.tv_nsec * 1e-6;
 }
 
-/* Runs the stream's first item, or what it waits for. False when nothing could be done. */
+/* Runs the stream's first item, or what it waits for; after a fault items are only dropped. False when nothing could be
+ * done. */
 static bool step(cuda_emu_stream *stream)
 {
     if (stream->items.empty()) return false;
-    item &first = stream->items.front();
-    if (first.wait && !first.wait->reached) return step(first.wait->stream);
-    if (!emu_has_fault() && first.work && !first.work()) return false;
+    if (!emu_has_fault()) {
+        item &first = stream->items.front();
+        if (first.wait && !first.wait->reached) return step(first.wait->stream);
+        if (first.work && !first.work()) return false;
+    }
     stream->items.pop_front();
     return true;
 }
