@@ -9,13 +9,15 @@
  * order, at most SEGMENTS_IN_FLIGHT at once, by whichever of comm_sum_start, comm_poll and comm_wait finds a free
  * slot; when is a matter of each rank, in what order is not.
  *
- * Threads: only the one that called comm_open (MPI_THREAD_FUNNELED). With one rank no collective calls MPI. */
+ * Threads: only the one that called comm_open (MPI_THREAD_FUNNELED); watch.c's only looks. With one rank no collective
+ * calls MPI. */
 #include "comm.h"
 
 #include "cores.h"
 #include "err.h"
 #include "log.h"
 #include "transport.h"
+#include "watch.h"
 
 #include <mpi.h>
 #include <stdio.h>
@@ -46,12 +48,22 @@ struct comm_state {
     struct sum *queue; /* entries [first, n) have segments left to start */
     int first, n, capacity;
     MPI_Request in_flight[SEGMENTS_IN_FLIGHT]; /* MPI_REQUEST_NULL: a free slot */
+    struct watch *watch;                       /* NULL: nobody watches */
 };
 
 #define CHECK_MPI(call, what)                                                               \
     do {                                                                                    \
         const int mpi_rc_ = (call);                                                         \
         if (mpi_rc_ != MPI_SUCCESS) return mpi_failed(__FILE__, __LINE__, (what), mpi_rc_); \
+    } while (0)
+
+/* A call that waits for other ranks. */
+#define WAIT_MPI(comm, call, what, bytes)                                                     \
+    do {                                                                                      \
+        watch_enter((comm)->state->watch, (what), (bytes));                                   \
+        const int wait_rc_ = (call);                                                          \
+        watch_leave((comm)->state->watch);                                                    \
+        if (wait_rc_ != MPI_SUCCESS) return mpi_failed(__FILE__, __LINE__, (what), wait_rc_); \
     } while (0)
 
 static int mpi_failed(const char *file, int line, const char *what, int mpi_rc)
@@ -145,10 +157,16 @@ int comm_open(struct comm *comm, int *argc, char ***argv)
     return state_open(comm);
 }
 
+int comm_watch(struct comm *comm, const char *folder, double timeout_s)
+{
+    return comm->ranks == 1 ? 0 : watch_open(&comm->state->watch, comm, folder, timeout_s);
+}
+
 void comm_close(struct comm *comm)
 {
     struct comm_state *s = comm->state;
     if (s != NULL) {
+        watch_close(s->watch);
         if (s->sums != MPI_COMM_NULL) MPI_Comm_free(&s->sums);
         if (s->all != MPI_COMM_NULL) MPI_Comm_free(&s->all);
         free(s->queue);
@@ -173,7 +191,8 @@ int comm_agree(struct comm *comm, int rc)
     if (comm->ranks == 1) return rc;
     /* The smallest of (rank, code) over the failing ranks, in one reduction. */
     int64_t first = rc == 0 ? INT64_MAX : ((int64_t)comm->rank << 32) | (uint32_t)rc;
-    CHECK_MPI(MPI_Allreduce(MPI_IN_PLACE, &first, 1, MPI_INT64_T, MPI_MIN, comm->state->all), "agreement");
+    WAIT_MPI(comm, MPI_Allreduce(MPI_IN_PLACE, &first, 1, MPI_INT64_T, MPI_MIN, comm->state->all), "agreement",
+             sizeof first);
     if (first == INT64_MAX) return 0;
     if (first >> 32 != comm->rank) {
         if (rc != 0) log_debug("failed too: %s", err_message());
@@ -186,7 +205,7 @@ int comm_agree(struct comm *comm, int rc)
 int comm_barrier(struct comm *comm)
 {
     if (comm->ranks == 1) return 0;
-    CHECK_MPI(MPI_Barrier(comm->state->all), "barrier");
+    WAIT_MPI(comm, MPI_Barrier(comm->state->all), "barrier", 0);
     return 0;
 }
 
@@ -195,7 +214,7 @@ int comm_bcast(struct comm *comm, void *data, size_t bytes, int root)
     if (comm->ranks == 1) return 0;
     for (size_t at = 0; at < bytes; at += GATHER_SEGMENT_BYTES) {
         const size_t n = bytes - at < GATHER_SEGMENT_BYTES ? bytes - at : GATHER_SEGMENT_BYTES;
-        CHECK_MPI(MPI_Bcast((char *)data + at, (int)n, MPI_BYTE, root, comm->state->all), "broadcast");
+        WAIT_MPI(comm, MPI_Bcast((char *)data + at, (int)n, MPI_BYTE, root, comm->state->all), "broadcast", n);
     }
     return 0;
 }
@@ -203,7 +222,7 @@ int comm_bcast(struct comm *comm, void *data, size_t bytes, int root)
 static int all_reduce(struct comm *comm, void *values, int n, MPI_Datatype type, MPI_Op op, const char *what)
 {
     if (comm->ranks == 1) return 0;
-    CHECK_MPI(MPI_Allreduce(MPI_IN_PLACE, values, n, type, op, comm->state->all), what);
+    WAIT_MPI(comm, MPI_Allreduce(MPI_IN_PLACE, values, n, type, op, comm->state->all), what, 8 * (size_t)n);
     return 0;
 }
 
@@ -249,8 +268,10 @@ static int gather_segments(struct comm *comm, const char *mine, char *all, size_
         MPI_Comm ranks = comm->state->all;
         MPI_Datatype type = MPI_DATATYPE_NULL;
         TRY(strided_type(n, part_bytes, &type));
+        watch_enter(comm->state->watch, mine == NULL ? "all-gather" : "gather", n);
         const int rc = mine == NULL ? MPI_Allgather(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, into, 1, type, ranks)
                                     : MPI_Gather(mine + at, (int)n, MPI_BYTE, into, 1, type, 0, ranks);
+        watch_leave(comm->state->watch);
         MPI_Type_free(&type);
         CHECK_MPI(rc, mine == NULL ? "all-gather" : "gather");
     }
@@ -343,7 +364,7 @@ static int host_sum_start(struct comm *comm, struct tensor data, bool scatter)
     return host_poll(comm);
 }
 
-static int host_wait(struct comm *comm)
+static int queue_finish(struct comm *comm)
 {
     int done = 0;
     int which[SEGMENTS_IN_FLIGHT];
@@ -354,6 +375,14 @@ static int host_wait(struct comm *comm)
         if (done == MPI_UNDEFINED) return 0; /* nothing was in flight, so nothing is queued */
         TRY(queue_advance(comm));
     }
+}
+
+static int host_wait(struct comm *comm)
+{
+    watch_enter(comm->state->watch, "sum over ranks", SEGMENT_BYTES);
+    const int rc = queue_finish(comm);
+    watch_leave(comm->state->watch);
+    return rc;
 }
 
 /* A gather is complete when its start returns. */

@@ -35,6 +35,10 @@ void comm_close(struct comm *comm);
 /* Ends the whole job at once with this exit status; for a failure that the other ranks do not know of. */
 _Noreturn void comm_abort(struct comm *comm, int status);
 
+/* From here on a collective that takes longer than timeout_s ends the job with ERR_COMM, naming the ranks that did not
+ * arrive; each rank leaves a line about where it stood in folder. Not collective. */
+int comm_watch(struct comm *comm, const char *folder, double timeout_s);
+
 /* The ranks agree on the outcome of a phase: 0 when rc is 0 on all ranks; else the code of the lowest failing rank, on
  * every rank. Only that rank keeps its message, so that one rank reports. Collective. */
 int comm_agree(struct comm *comm, int rc);

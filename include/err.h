@@ -18,10 +18,11 @@
     X(ERR_DATA, 4, "a data file or a checkpoint is missing, damaged or of another kind") \
     X(ERR_NUMERIC, 5, "NaN, infinity or overflow in the numbers")                        \
     X(ERR_SYSTEM, 6, "the operating system refused: memory, disk, files, threads")       \
-    X(ERR_COMM, 7, "MPI or NCCL failed")                                                 \
+    X(ERR_COMM, 7, "MPI or NCCL failed, or a rank died or hung: try again")              \
     X(ERR_DEVICE, 8, "a device or its library failed, or is not there")                  \
     X(ERR_UNSUPPORTED, 9, "asked for something this build or machine does not support")  \
-    X(ERR_BUG, 10, "a mistake in Tatara itself")
+    X(ERR_BUG, 10, "a mistake in Tatara itself")                                         \
+    X(ERR_STOPPED, 11, "asked to stop before the last step: all is saved, and the same command goes on")
 
 enum err {
     ERR_NONE = 0,

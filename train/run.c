@@ -399,7 +399,10 @@ static int loop(struct run *run)
         log_info("stopped at step %lld of %lld %s; the same command goes on from here", (long long)run->done,
                  (long long)cfg->run.steps, request.stop ? "on request" : "as run.stop_at says");
     }
-    return metrics_event(&run->metrics, "end", run->done, NULL);
+    TRY(metrics_event(&run->metrics, "end", run->done, NULL));
+    if (!request.stop || run->done == end) return 0;
+    err_share(); /* no message: this is how it was meant to end */
+    return ERR_STOPPED;
 }
 
 static int run_train(struct comm *comm, struct config *cfg)
@@ -416,6 +419,7 @@ static int run_train(struct comm *comm, struct config *cfg)
     TRY_GOTO(ckpt_open_run_dir(comm, cfg->run.dir, &run.folder), done);
     if (comm->rank == 0) rc = save_config(&run);
     TRY_GOTO(comm_agree(comm, rc), done);
+    TRY_GOTO(comm_agree(comm, comm_watch(comm, cfg->run.dir, (double)cfg->run.hang_timeout_s)), done);
     TRY_GOTO(resume(&run), done);
     TRY_GOTO(comm_agree(comm, state_saver_open(&run.saver, &run.step, &run.folder)), done);
     TRY_GOTO(open_metrics(&run), done);

@@ -187,6 +187,27 @@ class Trouble(Run):
         lib.wait_for("the end of all ranks", lambda: not any(is_running(rank) for rank in ranks), timeout=5)
         self.check_loads()
 
+    def test_stopped_rank(self):
+        """A rank that stands still, whichever it is, is named by the others, and the job ends with the status that says:
+        try again. What it was stopped in does not matter: the last one may have been inside a collective."""
+        for victim in (0, 2):
+            with self.subTest(victim=victim):
+                words = ["train", self.yaml, "run.steps=1000000", "run.hang_timeout_s=2"]
+                with lib.Process(words, ranks=3) as process:
+                    before = lib.steps_done(self.run_dir)
+                    lib.wait_for("a step", lambda: lib.steps_done(self.run_dir) > before)
+                    ranks = process.children()
+                    self.assertEqual(len(ranks), 3)
+                    os.kill(ranks[victim], signal.SIGSTOP)
+                    result = process.wait(2 + 10)
+                self.assertEqual(result.status, lib.STATUS["comm"], result)
+                errors = result.errors()
+                self.assertEqual(len(errors), 1, result)
+                self.assertIn("run.hang_timeout_s", errors[0])
+                self.assertRegex(errors[0], r"1 of 3 ranks did not arrive: \d\.")
+                lib.wait_for("the end of all ranks", lambda: not any(is_running(rank) for rank in ranks), timeout=5)
+        self.check_loads()
+
     def test_run_dir_is_a_file(self):
         place = self.dir / "file"
         place.write_text("in the way")

@@ -88,7 +88,7 @@ class Requests(lib.Case):
             seen = lib.steps_done(run_dir)
             ask(process)
             result = process.wait(20)
-        self.assertEqual(result.status, 0, result)
+        self.assertEqual(result.status, lib.STATUS["stopped"], result)
         self.assertIn("on request; the same command goes on from here", result.stderr)
         done = lib.steps_done(run_dir)
         self.assertGreaterEqual(done, seen)
