@@ -5,11 +5,11 @@
 #
 #   --build DIR      the build folder; default build
 #   --program PATH   the program; default DIR/tatara
-#   --emulated       the program is tests/cuda_emu's (build target tatara_emu), whose GPU is the CPU: no driver is looked
-#                    for, the model is tiny and the steps are few
+#   --emulated       the program is tests/cuda_emu's (build target tatara_emu), whose GPU is the CPU: no driver is
+#                    looked for, the model is tiny and the steps are few
 #
-# Trains configs/smoke.yaml on the GPU and on the CPU, from the same weights and on the same batches. Losses and norms of
-# the gradient must agree at every step:
+# Trains configs/smoke.yaml on the GPU and on the CPU, from the same weights and on the same batches. Losses and norms
+# of the gradient must agree at every step:
 #   fp32   within 1e-4, the bound of tests/unit/test_torch.c for training steps; sums differ in order only
 #   bf16   within 3 times the distance of the CPU's bf16 from its own fp32, measured here: two independent rounding
 #          errors of that size differ by 1.4 times as much, and the largest of the steps varies by chance
@@ -75,7 +75,7 @@ check_machine() {
         for line in libcublasLt libnccl; do
             ldd "$program" | grep -q "$line" || missing+=("$program does not use $line: build with -DTATARA_CUDA=ON")
         done
-        say libraries "$(ldd "$program" | sed -nE 's/.*(libcublasLt|libnccl).* => ([^ ]+).*/\2/p' | paste -sd ' ')"
+        say libraries "$(ldd "$program" | sed -nE 's/.*lib(cublasLt|nccl|cudnn)[.].* => ([^ ]+).*/\2/p' | paste -sd ' ')"
     fi
     command -v spm_train >/dev/null || missing+=("no spm_train: it comes with SentencePiece (Debian: sentencepiece)")
     [[ ${#missing[@]} -eq 0 ]] && return
@@ -126,7 +126,8 @@ compare() {
 }
 
 learns() {
-    values "$1" | awk 'NR == 1 { first = $2 } { last = $2 } END { exit !(last < first) }' || fail "$1: the loss does not fall"
+    values "$1" | awk 'NR == 1 { first = $2 } { last = $2 } END { exit !(last < first) }' ||
+        fail "$1: the loss does not fall"
 }
 
 [[ $emulated == yes ]] || check_machine
@@ -145,7 +146,7 @@ compare bf16 "$(awk '{ printf "%.2e %.2e", 3 * $1, 3 * $2 }' <<<"$noise")"
 smoke resumed device=cuda precision.compute=bf16 "run.stop_at=$((steps / 2))"
 smoke resumed device=cuda precision.compute=bf16
 whole=$out/cuda-bf16 last=$(printf 'step-%08d' "$steps")
-grep -q '"event":"resume"' "$out/resumed/metrics.jsonl" || fail "the second half did not resume from the first's checkpoint"
+grep -q '"event":"resume"' "$out/resumed/metrics.jsonl" || fail "the second half did not resume from a checkpoint"
 diff <(values cuda-bf16) <(values resumed) >"$out/resume.diff" || fail "losses differ after resuming"
 cmp "$whole/$last/rank-00000.h5" "$out/resumed/$last/rank-00000.h5" ||
     fail "weights or optimizer state differ after resuming"
@@ -154,8 +155,8 @@ say resume "$((steps / 2)) + $((steps - steps / 2)) steps give the bits of $step
 speed=cuda-bf16
 if [[ $emulated == no ]]; then
     speed=gpt2-124m
-    train $speed gpt2-124m.yaml device=cuda run.steps=30 batch.global=32 batch.micro=16 log.every=10 log.eval_every=0 \
-        checkpoint.every=0
+    train $speed gpt2-124m.yaml device=cuda run.steps=30 optim.warmup_steps=0 batch.global=32 batch.micro=16 \
+        log.every=10 log.eval_every=0 checkpoint.every=0
 fi
 # The last interval: "… 123456 tokens/s  45% of matmul peak …".
 rate=$(sed -nE 's/.* ([0-9]+ tokens\/s)  ([0-9]+% of matmul peak).*/\1, MFU \2/p' "$out/$speed.log" | tail -n 1)
