@@ -22,14 +22,15 @@ static const struct command {
     {"sample", sample_command, false, "continue prompts with a trained model"},
     {"plan", plan_command, false, "parameters and memory of a configuration, without running it"},
     {"data", data_command, false, "show: documents, tokens and sources of shards"},
-    {"ckpt", ckpt_command, false, "ls, show, verify: look at checkpoints"},
+    {"ckpt", ckpt_command, false, "ls, show, verify, diff: look at checkpoints"},
 };
 
 enum { COMMANDS = sizeof commands / sizeof *commands };
 
 static void usage(void)
 {
-    puts("Tatara " TATARA_VERSION ": trains language models on CPU clusters with MPI.\n"
+    printf("Tatara %s", run_version);
+    puts(": trains language models on CPU clusters with MPI.\n"
          "\n"
          "usage: tatara COMMAND ...\n");
     for (int i = 0; i < COMMANDS; i++)
@@ -56,7 +57,7 @@ static int dispatch(struct comm *comm, int argc, char **argv)
         return 0;
     }
     if (argc > 1 && strcmp(argv[1], "--version") == 0) {
-        if (comm->rank == 0) puts("tatara " TATARA_VERSION);
+        if (comm->rank == 0) printf("tatara %s\n", run_version);
         return 0;
     }
     return comm_agree(comm, err_raise(ERR_USAGE, __FILE__, __LINE__, "%s%s; see `tatara --help`",

@@ -20,6 +20,8 @@
 
 #define RATE_TRIES 5
 
+const char run_version[] = TATARA_VERSION " (" TATARA_COMMIT ")";
+
 struct run {
     struct config *cfg;
     struct comm *comm;
@@ -183,6 +185,22 @@ static int find_checkpoint(struct run *run, char folder[CKPT_PATH_MAX])
     return ckpt_verify(run->comm, folder);
 }
 
+/* The weights of another run's checkpoint, and nothing else of it. Collective. */
+static int init_from(struct run *run)
+{
+    const char *folder = run->cfg->checkpoint.init_from;
+    struct ckpt_meta meta = {0};
+    TRY(ckpt_verify(run->comm, folder));
+    int rc = ckpt_read_meta(folder, &meta);
+    if (rc == 0) rc = state_load_masters(&run->step, folder, &meta);
+    TRY_GOTO(comm_agree(run->comm, rc), done);
+    TRY_GOTO(state_ready(&run->step), done);
+    log_info("weights: from %s, step %lld", folder, (long long)meta.step);
+done:
+    ckpt_meta_free(&meta);
+    return rc;
+}
+
 static int resume(struct run *run)
 {
     int rc = 0;
@@ -190,7 +208,7 @@ static int resume(struct run *run)
     struct ckpt_meta meta = {0};
     TRY(find_checkpoint(run, folder));
     TRY(step_start(&run->step, folder[0] == '\0'));
-    if (folder[0] == '\0') return 0;
+    if (folder[0] == '\0') return run->cfg->checkpoint.init_from[0] ? init_from(run) : 0;
     TRY_GOTO(comm_agree(run->comm, ckpt_read_meta(folder, &meta)), done);
     TRY_GOTO(state_load(&run->step, folder, &meta), done);
     run->done = run->saved = meta.step;
@@ -284,11 +302,12 @@ static int save_start(struct run *run)
                              .tokenizer_id = run->tokenizer_id,
                              .tokens =
                                  (double)run->done * (double)(run->cfg->batch.global * run->cfg->model.seq_len)};
-    snprintf(meta.version, sizeof meta.version, "%s", TATARA_VERSION);
+    const struct ckpt_keep keep = {.newest = run->cfg->checkpoint.keep, .every = run->cfg->checkpoint.keep_every};
+    snprintf(meta.version, sizeof meta.version, "%s", run_version);
     run->saving = run->done;
     run->saving_s = step_clock_s();
     TRY_GOTO(comm_agree(run->comm, config_to_yaml(run->cfg, &meta.config_yaml)), done);
-    TRY_GOTO(state_save_start(run->saver, &meta, run->cfg->checkpoint.keep), done);
+    TRY_GOTO(state_save_start(run->saver, &meta, keep), done);
     if (!run->cfg->checkpoint.async) TRY_GOTO(ckpt_save_wait(state_saver_ckpt(run->saver)), done);
 done:
     free(meta.config_yaml);
@@ -476,7 +495,7 @@ int run_command(struct comm *comm, int argc, char **argv)
     TRY_GOTO(comm_agree(comm, rc), done);
     TRY_GOTO(comm_bcast(comm, cfg, sizeof *cfg, 0), done);
     if (comm->rank == 0) {
-        printf("tatara %s: training, %d rank%s\n", TATARA_VERSION, comm->ranks, comm->ranks == 1 ? "" : "s");
+        printf("tatara %s: training, %d rank%s\n", run_version, comm->ranks, comm->ranks == 1 ? "" : "s");
         config_print(cfg);
         fflush(stdout);
         config_warn_recipes(cfg);

@@ -183,7 +183,7 @@ struct ckpt_saver *state_saver_ckpt(struct state_saver *s)
     return s->ckpt;
 }
 
-int state_save_start(struct state_saver *s, const struct ckpt_meta *meta, int64_t keep)
+int state_save_start(struct state_saver *s, const struct ckpt_meta *meta, struct ckpt_keep keep)
 {
     struct device *dev = s->step->model.dev;
     int rc = comm_finish(s->step->comm);
@@ -198,12 +198,26 @@ int state_save_start(struct state_saver *s, const struct ckpt_meta *meta, int64_
 
 /* ---- loading ---- */
 
-static int load_slabs(struct slabs *s, struct step *step, const char *folder)
+/* Leaves only the first `kinds` slabs of each parameter. */
+static void slabs_keep(struct slabs *s, int kinds)
+{
+    int n = 0;
+    for (int i = 0; i < s->n; i++) {
+        if (i % KINDS >= kinds) continue;
+        s->slab[n] = s->slab[i];
+        s->device[n++] = s->device[i];
+    }
+    s->n = n;
+}
+
+/* kinds: the first of each parameter's KINDS slabs that are wanted. */
+static int load_slabs(struct slabs *s, struct step *step, const char *folder, int kinds)
 {
     int rc = 0;
     float *host = NULL;
     struct device *dev = step->model.dev;
     TRY(slabs_open(s, &step->zero, false));
+    slabs_keep(s, kinds);
     if (dev->kind != DEVICE_CPU) TRY(slabs_host(s, &host));
     slabs_place(s, host);
     TRY_GOTO(ckpt_load(folder, s->slab, s->n), done);
@@ -214,16 +228,31 @@ done:
     return rc;
 }
 
-int state_load(struct step *step, const char *folder, const struct ckpt_meta *meta)
+static int load(struct step *step, const char *folder, const struct ckpt_meta *meta, int kinds)
 {
     struct slabs s = {.n = 0};
     int rc = check_model(&step->params, folder, meta);
-    if (rc == 0) rc = load_slabs(&s, step, folder);
+    if (rc == 0) rc = load_slabs(&s, step, folder, kinds);
     slabs_close(&s);
-    TRY(comm_agree(step->comm, rc));
-    TRY(step_resume(step, meta->step, meta->grad_norm));
+    return rc;
+}
+
+int state_load_masters(struct step *step, const char *folder, const struct ckpt_meta *meta)
+{
+    return load(step, folder, meta, 1);
+}
+
+int state_ready(struct step *step)
+{
     TRY(zero_gather(&step->zero));
     return model_weights_changed(&step->model);
+}
+
+int state_load(struct step *step, const char *folder, const struct ckpt_meta *meta)
+{
+    TRY(comm_agree(step->comm, load(step, folder, meta, KINDS)));
+    TRY(step_resume(step, meta->step, meta->grad_norm));
+    return state_ready(step);
 }
 
 int state_load_weights(struct model *model, const char *folder, const struct ckpt_meta *meta)

@@ -10,7 +10,7 @@ struct state_saver;
 /* Takes the memory for a copy on a GPU; on a CPU step_layout has taken it. Not collective. */
 int state_saver_open(struct state_saver **saver, struct step *step, const struct ckpt_run *run);
 /* Starts a save of weights and optimizer state with meta->step steps done. Collective. */
-int state_save_start(struct state_saver *saver, const struct ckpt_meta *meta, int64_t keep);
+int state_save_start(struct state_saver *saver, const struct ckpt_meta *meta, struct ckpt_keep keep);
 /* For ckpt_save_busy, _ready, _advance and _wait. */
 struct ckpt_saver *state_saver_ckpt(struct state_saver *saver);
 /* Seconds that updates have waited for the copy since the last call. */
@@ -19,6 +19,10 @@ void state_saver_close(struct state_saver *saver);
 /* Restores them from a verified checkpoint, written by any number of ranks at any ZeRO stage, and readies the weights of
  * all ranks. ERR_DATA when it is of another model. Collective. */
 int state_load(struct step *step, const char *folder, const struct ckpt_meta *meta);
+/* Reads only the master weights of this rank's part. Not collective; state_ready follows on all ranks. */
+int state_load_masters(struct step *step, const char *folder, const struct ckpt_meta *meta);
+/* Readies the weights of all ranks after a change of master weights. Collective. */
+int state_ready(struct step *step);
 /* Reads only the weights, into a model laid out for sampling. Not collective. */
 int state_load_weights(struct model *model, const char *folder, const struct ckpt_meta *meta);
 

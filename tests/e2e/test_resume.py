@@ -30,6 +30,27 @@ class Resume(lib.Case):
         branch = self.train("branch", f"checkpoint.resume={run_dir / 'step-00000018'}")
         self.assertSameWeights(run_dir / "step-00000020", branch / "step-00000020")
 
+    def test_keep_every(self):
+        run_dir = self.train("run", "checkpoint.every=3", "checkpoint.keep=1", "checkpoint.keep_every=6")
+        self.assertEqual([folder.name for folder in lib.checkpoints(run_dir)],
+                         ["step-00000006", "step-00000012", "step-00000018", "step-00000020"])
+
+    def test_init_from(self):
+        """A new run takes another's weights, on any number of ranks, and nothing else: without a learning rate they stay
+        what they were, and the moments are those of one step. ckpt diff says so."""
+        first = self.train("first", "run.stop_at=4") / "step-00000004"
+        words = [f"checkpoint.init_from={first}", "optim.lr=0", "optim.min_lr=0", "run.stop_at=1"]
+        second = self.train("second", *words, ranks=2) / "step-00000001"
+        result = lib.tatara(["ckpt", "diff", first, second])
+        self.assertEqual(result.status, 0, result)
+        names = [line.split()[0] for line in result.stdout.splitlines() if line.startswith("  ")]
+        self.assertTrue(names and all(name.startswith("optim/exp_avg") for name in names), result)
+        same = lib.tatara(["ckpt", "diff", first, first])
+        self.assertRegex(same.stdout, r"all \d+ tensors are the same, bit for bit")
+        other = lib.tatara(["train", self.config()[0], f"checkpoint.init_from={first}", "model.layers=3",
+                            f"run.dir={self.dir / 'other'}"])
+        self.assertFails(other, "data", first, "another model")
+
     def test_async(self):
         """Saving in the background writes the same bytes, and what is trained meanwhile is the same, whether or not a
         save that is due is skipped as the last one is still being written."""

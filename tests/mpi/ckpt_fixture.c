@@ -137,7 +137,7 @@ int fixture_save(struct fixture *fix, int split, int64_t step)
 {
     struct ckpt_slab *slabs = fixture_slabs(split, fix->comm->rank, fix->comm->ranks, step);
     const struct ckpt_meta meta = fixture_meta(step);
-    const int rc = ckpt_save(fix->comm, &fix->run, &meta, slabs, FIXTURE_TENSORS, 100);
+    const int rc = ckpt_save(fix->comm, &fix->run, &meta, slabs, FIXTURE_TENSORS, (struct ckpt_keep){.newest = 100});
     fixture_slabs_free(slabs);
     return rc;
 }

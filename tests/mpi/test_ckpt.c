@@ -117,7 +117,8 @@ static void test_retention(void **state)
     for (int64_t step = 1; step <= 5; step++) {
         struct ckpt_slab *slabs = fixture_slabs(0, comm->rank, comm->ranks, step);
         const struct ckpt_meta meta = fixture_meta(step);
-        assert_int_equal(ckpt_save(comm, &fix.run, &meta, slabs, FIXTURE_TENSORS, 2), 0);
+        assert_int_equal(ckpt_save(comm, &fix.run, &meta, slabs, FIXTURE_TENSORS, (struct ckpt_keep){.newest = 2}),
+                         0);
         fixture_slabs_free(slabs);
         assert_int_equal(comm_barrier(comm), 0);
         assert_int_equal(fixture_count(&fix, "step-"), step < 2 ? 2 : 3);
@@ -142,7 +143,7 @@ static void test_retention_damaged(void **state)
     assert_int_equal(comm_barrier(comm), 0);
     struct ckpt_slab *slabs = fixture_slabs(0, comm->rank, comm->ranks, 3);
     const struct ckpt_meta meta = fixture_meta(3);
-    assert_int_equal(ckpt_save(comm, &fix.run, &meta, slabs, FIXTURE_TENSORS, 2), 0);
+    assert_int_equal(ckpt_save(comm, &fix.run, &meta, slabs, FIXTURE_TENSORS, (struct ckpt_keep){.newest = 2}), 0);
     fixture_slabs_free(slabs);
     fixture_path(&fix, 1, NULL, path);
     assert_int_equal(ckpt_verify(comm, path), 0);
@@ -159,7 +160,8 @@ static void test_same_step(void **state)
     assert_int_equal(fixture_save(&fix, 0, 5), 0); /* equal: nothing to do */
     struct ckpt_slab *other = fixture_slabs(0, comm->rank, comm->ranks, 6);
     const struct ckpt_meta meta = fixture_meta(5);
-    assert_int_equal(ckpt_save(comm, &fix.run, &meta, other, FIXTURE_TENSORS, 100), ERR_CONFIG);
+    assert_int_equal(ckpt_save(comm, &fix.run, &meta, other, FIXTURE_TENSORS, (struct ckpt_keep){.newest = 100}),
+                     ERR_CONFIG);
     assert_true(fixture_told(comm, "step-00000005"));
     assert_int_equal(fixture_count(&fix, ".tmp-"), 0);
     fixture_path(&fix, 5, NULL, path);
@@ -168,7 +170,7 @@ static void test_same_step(void **state)
     /* Damaged: it is replaced. */
     fixture_path(&fix, 5, "index.h5", path);
     if (comm->rank == 0) assert_int_equal(unlink(path), 0);
-    assert_int_equal(ckpt_save(comm, &fix.run, &meta, other, FIXTURE_TENSORS, 100), 0);
+    assert_int_equal(ckpt_save(comm, &fix.run, &meta, other, FIXTURE_TENSORS, (struct ckpt_keep){.newest = 100}), 0);
     fixture_slabs_free(other);
     fixture_path(&fix, 5, NULL, path);
     assert_int_equal(ckpt_verify(comm, path), 0);

@@ -247,7 +247,7 @@ static void test_no_space(void **state)
     fixture_open(&fix, comm);
     assert_int_equal(fixture_save(&fix, 0, 1), 0);
     if (comm->rank == comm->ranks - 1) huge.end = elems;
-    assert_int_equal(ckpt_save(comm, &fix.run, &meta, &huge, 1, 1), ERR_SYSTEM);
+    assert_int_equal(ckpt_save(comm, &fix.run, &meta, &huge, 1, (struct ckpt_keep){.newest = 1}), ERR_SYSTEM);
     assert_true(fixture_told(comm, "free space on that disk"));
     assert_int_equal(fixture_count(&fix, ".tmp-"), 0);
     assert_int_equal(fixture_newest(&fix), 1);
@@ -312,19 +312,23 @@ static void test_mistakes(void **state)
     struct ckpt_meta meta = fixture_meta(1);
     const int last = comm->ranks - 1;
     if (comm->rank == last) slabs[0].end--;
-    assert_int_equal(ckpt_save(comm, &fix.run, &meta, slabs, FIXTURE_TENSORS, 1), ERR_BUG);
+    assert_int_equal(ckpt_save(comm, &fix.run, &meta, slabs, FIXTURE_TENSORS, (struct ckpt_keep){.newest = 1}),
+                     ERR_BUG);
     assert_true(fixture_told(comm, slabs[0].name));
     if (comm->rank == last) slabs[0].end += 2;
-    assert_int_equal(ckpt_save(comm, &fix.run, &meta, slabs, FIXTURE_TENSORS, 1), ERR_BUG);
+    assert_int_equal(ckpt_save(comm, &fix.run, &meta, slabs, FIXTURE_TENSORS, (struct ckpt_keep){.newest = 1}),
+                     ERR_BUG);
     assert_true(fixture_told(comm, slabs[0].name));
     if (comm->rank == last) slabs[0].end--;
     meta.grad_norm = NAN;
-    assert_int_equal(ckpt_save(comm, &fix.run, &meta, slabs, FIXTURE_TENSORS, 1), ERR_NUMERIC);
+    assert_int_equal(ckpt_save(comm, &fix.run, &meta, slabs, FIXTURE_TENSORS, (struct ckpt_keep){.newest = 1}),
+                     ERR_NUMERIC);
     assert_true(fixture_told(comm, "grad_norm"));
     meta.grad_norm = 1;
     if (comm->rank == last && last > 0) slabs[3].name[0] = 'X';
     const int expected = last > 0 ? ERR_BUG : 0;
-    assert_int_equal(ckpt_save(comm, &fix.run, &meta, slabs, FIXTURE_TENSORS, 1), expected);
+    assert_int_equal(ckpt_save(comm, &fix.run, &meta, slabs, FIXTURE_TENSORS, (struct ckpt_keep){.newest = 1}),
+                     expected);
     assert_true(last == 0 || fixture_told(comm, "saves other tensors"));
     assert_int_equal(fixture_count(&fix, ".tmp-"), 0);
     assert_int_equal(fixture_count(&fix, "step-"), last > 0 ? 0 : 1);

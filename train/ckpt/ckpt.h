@@ -30,6 +30,12 @@ struct ckpt_slab {
     float *data;        /* host memory, end − begin elements */
 };
 
+/* What is kept of a run's checkpoints. */
+struct ckpt_keep {
+    int64_t newest;
+    int64_t every; /* and all of steps that are multiples of this; 0: none */
+};
+
 /* What is stored beside the tensors. */
 struct ckpt_meta {
     int64_t step;          /* optimizer steps done; also the data position */
@@ -42,13 +48,13 @@ struct ckpt_meta {
     char version[64];      /* of the program that wrote it */
 };
 
-/* Saves step meta->step into run->dir/step-%08d, and then removes the oldest complete checkpoints beyond `keep`, newer
- * steps than this one aside. A damaged folder of that step is replaced; a complete one never: saving the same tensors
+/* Saves step meta->step into run->dir/step-%08d, and then removes the oldest complete checkpoints that `keep` does not
+ * keep, newer steps than this one aside. A damaged folder of that step is replaced; a complete one never: saving the same tensors
  * again is a success that changes nothing, saving others is ERR_CONFIG. On any error the temporary folder is deleted,
  * earlier checkpoints are untouched, and all ranks return the same code (ERR_SYSTEM names file and reason, for example a
  * full disk). Slab lists must name the same tensors in the same order on all ranks. Collective. */
 int ckpt_save(struct comm *comm, const struct ckpt_run *run, const struct ckpt_meta *meta,
-              const struct ckpt_slab *slabs, int n, int64_t keep);
+              const struct ckpt_slab *slabs, int n, struct ckpt_keep keep);
 
 /* The same in the background, one save at a time: a thread of each rank writes its file, then one of rank 0 commits. The
  * main thread starts a save, asks now and then whether all ranks are ready, and then lets all advance. */
@@ -57,7 +63,7 @@ int ckpt_saver_open(struct ckpt_saver **saver, struct comm *comm, const struct c
 /* Starts it; what can be refused at once, is. The slabs' data must stay as they are until the save has ended. `fill`,
  * when given, is called first of all in the writing thread, and may write the slabs' data. Collective. */
 int ckpt_save_start(struct ckpt_saver *saver, const struct ckpt_meta *meta, const struct ckpt_slab *slabs, int n,
-                    int64_t keep, void (*fill)(void *context), void *context);
+                    struct ckpt_keep keep, void (*fill)(void *context), void *context);
 /* Whether a save is under way; the same on all ranks. */
 bool ckpt_save_busy(const struct ckpt_saver *saver);
 /* Whether this rank would not have to wait in ckpt_save_advance. Not collective, and cheap. */
@@ -87,7 +93,7 @@ void ckpt_meta_free(struct ckpt_meta *meta);
  * this attempt, removes temporary folders that earlier attempts left, and fills `run`. Collective. */
 int ckpt_open_run_dir(struct comm *comm, const char *run_dir, struct ckpt_run *run);
 
-/* `tatara ckpt ls|show|verify`. argv[0] is the verb after "ckpt". One rank. */
+/* `tatara ckpt ls|show|verify|diff`. argv[0] is the verb after "ckpt". One rank. */
 int ckpt_command(struct comm *comm, int argc, char **argv);
 
 #endif

@@ -12,6 +12,7 @@ static const char usage[] =
     "usage: tatara ckpt ls RUN_DIR        the checkpoints of a run\n"
     "       tatara ckpt show FOLDER       metadata, configuration, and every tensor's statistics\n"
     "       tatara ckpt verify FOLDER     compares every byte with the manifest's checksums\n"
+    "       tatara ckpt diff A B          which tensors differ, in how many elements, and by how much\n"
     "FOLDER is a checkpoint: RUN_DIR/step-NNNNNNNN\n";
 
 static void format_bytes(char text[32], double bytes)
@@ -174,6 +175,112 @@ static int verify(struct comm *comm, const char *folder)
     return 0;
 }
 
+/* ---- diff ---- */
+
+/* A tensor of a checkpoint, read a chunk at a time. */
+struct reader {
+    const char *folder;
+    struct ckpt_manifest manifest;
+    float *chunk;
+};
+
+static int reader_open(struct reader *r, const char *folder)
+{
+    *r = (struct reader){.folder = folder};
+    TRY(ckpt_manifest_read(folder, &r->manifest));
+    for (int i = 0; i < r->manifest.n_files; i++)
+        TRY(ckpt_file_verify(folder, &r->manifest.files[i]));
+    r->chunk = malloc((size_t)CHUNK_ELEMS * sizeof *r->chunk);
+    if (!r->chunk) FAIL(ERR_SYSTEM, "no memory left to read %s", folder);
+    return 0;
+}
+
+static void reader_close(struct reader *r)
+{
+    free(r->chunk);
+    ckpt_manifest_free(&r->manifest);
+}
+
+static const struct ckpt_tensor *reader_find(const struct reader *r, const char *name)
+{
+    for (int i = 0; i < r->manifest.n_tensors; i++)
+        if (strcmp(r->manifest.tensors[i].name, name) == 0) return &r->manifest.tensors[i];
+    return NULL;
+}
+
+static int reader_read(struct reader *r, const struct ckpt_tensor *tensor, int64_t begin, int64_t end)
+{
+    struct ckpt_slab slab = {.ndim = tensor->ndim, .begin = begin, .end = end, .data = r->chunk};
+    memcpy(slab.name, tensor->name, sizeof slab.name);
+    memcpy(slab.shape, tensor->shape, sizeof tensor->shape);
+    return ckpt_read_slabs(r->folder, &r->manifest, &slab, 1);
+}
+
+/* How two tensors of one shape differ; bits count, so that two NaN may be alike. */
+struct difference {
+    int64_t elems;
+    double largest, squares, squares_a;
+};
+
+static void add_difference(struct difference *d, const float *a, const float *b, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) {
+        const double gap = (double)a[i] - (double)b[i];
+        d->squares_a += (double)a[i] * (double)a[i];
+        if (memcmp(&a[i], &b[i], sizeof *a) == 0) continue;
+        d->elems++;
+        d->squares += gap * gap;
+        if (!(fabs(gap) <= d->largest)) d->largest = fabs(gap); /* lets a NaN through */
+    }
+}
+
+static int diff_tensor(struct reader *a, struct reader *b, const struct ckpt_tensor *in_a, int64_t *differing)
+{
+    struct difference d = {.elems = 0};
+    const struct ckpt_tensor *in_b = reader_find(b, in_a->name);
+    const int64_t elems = ckpt_tensor_elems(in_a->ndim, in_a->shape);
+    if (!in_b || in_b->ndim != in_a->ndim || memcmp(in_a->shape, in_b->shape, sizeof in_a->shape) != 0) {
+        printf("  %-64s %s\n", in_a->name, in_b ? "has another shape in B" : "is only in A");
+        ++*differing;
+        return 0;
+    }
+    for (int64_t at = 0; at < elems; at += CHUNK_ELEMS) {
+        const int64_t end = elems - at < CHUNK_ELEMS ? elems : at + CHUNK_ELEMS;
+        TRY(reader_read(a, in_a, at, end));
+        TRY(reader_read(b, in_b, at, end));
+        add_difference(&d, a->chunk, b->chunk, end - at);
+    }
+    if (d.elems == 0) return 0;
+    ++*differing;
+    printf("  %-64s %" PRId64 " of %" PRId64 " elements, largest %.3g, relative %.3g\n", in_a->name, d.elems, elems,
+           d.largest, sqrt(d.squares / d.squares_a));
+    return 0;
+}
+
+static int diff(const char *folder_a, const char *folder_b)
+{
+    int rc = 0;
+    int64_t differing = 0;
+    struct reader a = {.folder = NULL}, b = {.folder = NULL};
+    TRY_GOTO(reader_open(&a, folder_a), done);
+    TRY_GOTO(reader_open(&b, folder_b), done);
+    printf("A  %s, step %" PRId64 "\nB  %s, step %" PRId64 "\n", folder_a, a.manifest.meta.step, folder_b,
+           b.manifest.meta.step);
+    for (int i = 0; i < a.manifest.n_tensors; i++)
+        TRY_GOTO(diff_tensor(&a, &b, &a.manifest.tensors[i], &differing), done);
+    for (int i = 0; i < b.manifest.n_tensors; i++) {
+        if (reader_find(&a, b.manifest.tensors[i].name)) continue;
+        printf("  %-64s is only in B\n", b.manifest.tensors[i].name);
+        differing++;
+    }
+    if (differing == 0) printf("all %d tensors are the same, bit for bit\n", a.manifest.n_tensors);
+    if (differing > 0) printf("%" PRId64 " tensors differ\n", differing);
+done:
+    reader_close(&a);
+    reader_close(&b);
+    return rc;
+}
+
 int ckpt_command(struct comm *comm, int argc, char **argv)
 {
     const char *verb = argc > 0 ? argv[0] : "";
@@ -185,5 +292,6 @@ int ckpt_command(struct comm *comm, int argc, char **argv)
     if (argc == 2 && strcmp(verb, "ls") == 0) return list_run(argv[1]);
     if (argc == 2 && strcmp(verb, "show") == 0) return show(argv[1]);
     if (argc == 2 && strcmp(verb, "verify") == 0) return verify(comm, argv[1]);
+    if (argc == 3 && strcmp(verb, "diff") == 0) return diff(argv[1], argv[2]);
     FAIL(ERR_USAGE, "%s", usage);
 }

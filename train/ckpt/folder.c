@@ -134,7 +134,7 @@ static int discard_step(const struct ckpt_run *run, int64_t step)
     return 0;
 }
 
-void ckpt_retain(const struct ckpt_run *run, int64_t step, int64_t keep)
+void ckpt_retain(const struct ckpt_run *run, int64_t step, struct ckpt_keep keep)
 {
     int64_t *steps = NULL;
     int n = 0, rc = 0;
@@ -144,7 +144,8 @@ void ckpt_retain(const struct ckpt_run *run, int64_t step, int64_t keep)
         char folder[CKPT_PATH_MAX];
         if (steps[i] > step) continue;
         rc = ckpt_step_path(folder, run->dir, steps[i]);
-        if (rc == 0 && is_complete(folder) && ++complete > keep) rc = discard_step(run, steps[i]);
+        if (rc != 0 || !is_complete(folder) || ++complete <= keep.newest) continue;
+        if (keep.every == 0 || steps[i] % keep.every != 0) rc = discard_step(run, steps[i]);
     }
     if (rc != 0) {
         log_warn("old checkpoints stay: %s", err_message());

@@ -42,7 +42,7 @@ struct ckpt_saver {
     struct ckpt_meta meta; /* config_yaml is owned */
     struct ckpt_slab *slabs;
     int n;
-    int64_t keep;
+    struct ckpt_keep keep;
     void (*fill)(void *context);
     void *context;
     char temp[CKPT_PATH_MAX], final[CKPT_PATH_MAX];
@@ -370,7 +370,7 @@ void ckpt_saver_close(struct ckpt_saver *saver)
 }
 
 int ckpt_save_start(struct ckpt_saver *save, const struct ckpt_meta *meta, const struct ckpt_slab *slabs, int n,
-                    int64_t keep, void (*fill)(void *context), void *context)
+                    struct ckpt_keep keep, void (*fill)(void *context), void *context)
 {
     int rc = 0;
     ASSERT(n > 0 && save->phase == PHASE_IDLE);
@@ -422,7 +422,7 @@ int ckpt_save_wait(struct ckpt_saver *save)
 }
 
 int ckpt_save(struct comm *comm, const struct ckpt_run *run, const struct ckpt_meta *meta,
-              const struct ckpt_slab *slabs, int n, int64_t keep)
+              const struct ckpt_slab *slabs, int n, struct ckpt_keep keep)
 {
     int rc = 0;
     struct ckpt_saver *saver = NULL;
