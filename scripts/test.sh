@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what is missing, builds with warnings as errors, and runs all tests: unit tests, tests over MPI ranks, both
-# again under the address and undefined-behaviour sanitizers, and the tools that read the sources.
+# again under the address and undefined-behaviour sanitizers, the CUDA backend on an emulated GPU, and the tools that read
+# the sources. Where nvcc is, kernels/cuda is compiled for GPUs too, and what each kernel takes is printed last.
 #
 #   scripts/test.sh [ctest options]        for example: scripts/test.sh -L unit
 set -euo pipefail
@@ -25,4 +26,9 @@ configure build/asan -DTATARA_SANITIZE=ON
 configure build/test -DTATARA_WERROR=ON -DTATARA_SANITIZED_BUILD="$PWD/build/asan"
 cmake --build build/test
 cmake --build build/asan
-ctest --test-dir build/test --output-on-failure --no-tests=error --parallel "$(nproc)" "$@"
+table=build/test/nvcc_build.txt # written by the test nvcc_build
+rm -f $table
+status=0
+ctest --test-dir build/test --output-on-failure --no-tests=error --parallel "$(nproc)" "$@" || status=$?
+[[ ! -e $table ]] || cat $table
+exit $status
