@@ -337,6 +337,8 @@ static void copy_now(const async_copy &copy)
     memset(copy.to + copy.bytes, 0, copy.total_bytes - copy.bytes);
 }
 
+/* Every other thread's copies are done at once, to see who still reads what they overwrite; the others' when they are
+ * waited for, to see who reads too early. In the next launch it is the other way round. */
 void cuda_emu_copy_later(void *to, const void *from, size_t bytes, size_t total_bytes)
 {
     fiber *const self = current;
@@ -346,7 +348,7 @@ void cuda_emu_copy_later(void *to, const void *from, size_t bytes, size_t total_
                        bytes, total_bytes, from, to);
     }
     const async_copy copy = {static_cast<unsigned char *>(to), from, bytes, total_bytes, self->group};
-    if (launches & 4)
+    if ((launches + (unsigned long)self->thread) & 1)
         copy_now(copy);
     else
         self->copies.push_back(copy);
