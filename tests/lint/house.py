@@ -16,7 +16,7 @@ MAX_LINES = 600
 # What each part of the house consists of (longest matching prefix wins), and on which parts it may stand.
 PARTS = {
     "base": ["kernels/base/", "include/err.h", "include/log.h", "include/mix.h"],
-    "kernels": ["kernels/", "include/tensor.h", "include/ops.h", "include/ops.def", "include/arena.h"],
+    "kernels": ["kernels/", "include/tensor.h", "include/step_control.h", "include/ops.h", "include/ops.def", "include/arena.h"],
     "comm": ["comm/", "include/comm.h"],
     "config": ["train/config", "include/config.h", "include/options.def"],
     "data": ["train/data/"],
