@@ -39,3 +39,15 @@ if(TATARA_DEVICE)
   tatara_gpu_test(test_ops_gpu SOURCES ${TATARA_OPS_TESTS} LINKS tatara_kernels)
   tatara_gpu_test(test_torch_gpu SOURCES unit/test_torch.c LINKS tatara_step tatara_hdf5)
 endif()
+# Whole runs: losses beside the CPU's, and ranks that share the one GPU. They need a Python with h5py.
+if(TATARA_DEVICE AND TATARA_GPU)
+  execute_process(COMMAND python3 -c "import h5py, numpy" RESULT_VARIABLE failed OUTPUT_QUIET ERROR_QUIET)
+  if(failed)
+    message(STATUS "python3 has no h5py: test_cuda_gpu is left out of ctest")
+  else()
+    tatara_ctest(test_cuda_gpu LABEL gpu TIMEOUT 120 RANKS 3 COMMAND python3
+      ${CMAKE_CURRENT_SOURCE_DIR}/e2e/test_cuda.py --tatara $<TARGET_FILE:tatara> --mpirun ${TATARA_MPIRUN_LINE}
+      --data ${TATARA_CORPUS} Losses Bits.test_shared_gpu)
+    set_tests_properties(test_cuda_gpu PROPERTIES FIXTURES_REQUIRED corpus)
+  endif()
+endif()
