@@ -96,6 +96,21 @@ struct adamw_args {
     double bias1, bias2; /* 1 − beta1^t, 1 − beta2^t with t counting from 1 */
 };
 
+/* What computes attention_fwd and attention_bwd, in the order of the words of the option. */
+enum attention_choice {
+    ATTENTION_AUTO,
+    ATTENTION_FLASH, /* our own kernels */
+    ATTENTION_CUDNN, /* NVIDIA's library, on GPUs */
+};
+
+/* The calls that a choice is for. */
+struct attention_case {
+    enum dtype act;
+    int64_t sequences;
+    int seq_len, heads, kv_heads, head_dim;
+    bool document_mask; /* false: start is none or all 0, and need not be read */
+};
+
 #define OP_UNPAREN(...) __VA_ARGS__
 
 /* A backend: its memory and its ops. One constant table each. */
@@ -126,6 +141,11 @@ struct device_table {
     size_t (*pack_bytes)(struct device *dev, struct tensor b, bool tb);
     /* Bytes of dev->workspace that the backend wants. */
     size_t (*workspace_bytes)(struct device *dev);
+    /* Sets what computes attention from here on in calls of this shape; others are always flash's. ATTENTION_AUTO becomes
+     * the faster one by measurement, flash when the other cannot be used. why: one line for a person. Waits for the
+     * device, and may take memory of its own. ERR_UNSUPPORTED when what is asked for cannot be had. */
+    int (*choose_attention)(struct device *dev, const struct attention_case *c, enum attention_choice *choice,
+                            char *why, size_t why_bytes);
 #define OP(name, params, args) int (*name)(struct device * dev, OP_UNPAREN params);
 #include "ops.def"
 #undef OP

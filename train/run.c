@@ -185,6 +185,17 @@ static int find_checkpoint(struct run *run, char folder[CKPT_PATH_MAX])
     return ckpt_verify(run->comm, folder);
 }
 
+/* A run keeps the attention that it began with: what a clock would choose now could give other bits. */
+static void keep_attention(struct run *run, const struct ckpt_meta *meta)
+{
+    struct config *before = calloc(1, sizeof *before);
+    if (before && meta->config_yaml && run->cfg->top.attention == ATTENTION_AUTO &&
+        config_parse(before, "the checkpoint's configuration", meta->config_yaml, strlen(meta->config_yaml)) == 0)
+        run->cfg->top.attention = before->top.attention;
+    err_clear(); /* a configuration of another version chooses nothing */
+    free(before);
+}
+
 /* The weights of another run's checkpoint, and nothing else of it. Collective. */
 static int init_from(struct run *run)
 {
@@ -212,6 +223,7 @@ static int resume(struct run *run)
     TRY_GOTO(comm_agree(run->comm, ckpt_read_meta(folder, &meta)), done);
     TRY_GOTO(state_load(&run->step, folder, &meta), done);
     run->done = run->saved = meta.step;
+    keep_attention(run, &meta);
     log_info("resume: step %lld from %s", (long long)run->done, folder);
     if (meta.tokenizer_id != run->tokenizer_id) {
         log_warn("%s was trained with another tokenizer than %s: its tokens mean something else", folder,
@@ -220,6 +232,30 @@ static int resume(struct run *run)
 done:
     ckpt_meta_free(&meta);
     return rc;
+}
+
+/* Rank 0 chooses what computes attention, and all take the same; the configuration says which from here on. Collective. */
+static int choose_attention(struct run *run)
+{
+    int rc = 0;
+    char why[512] = "";
+    struct device *dev = &run->dev;
+    const struct config_model *m = &run->cfg->model;
+    enum attention_choice choice = (enum attention_choice)run->cfg->top.attention;
+    const struct attention_case c = {.act = run->step.model.act,
+                                     .sequences = run->cfg->batch.micro,
+                                     .seq_len = (int)m->seq_len,
+                                     .heads = (int)m->heads,
+                                     .kv_heads = (int)m->kv_heads,
+                                     .head_dim = (int)m->head_dim,
+                                     .document_mask = run->cfg->data.document_mask};
+    if (run->comm->rank == 0) rc = dev->table->choose_attention(dev, &c, &choice, why, sizeof why);
+    TRY(comm_agree(run->comm, rc));
+    TRY(comm_bcast(run->comm, &choice, sizeof choice, 0));
+    log_info("attention: %s", why);
+    if (run->comm->rank != 0) rc = dev->table->choose_attention(dev, &c, &choice, why, sizeof why);
+    run->cfg->top.attention = (int)choice;
+    return comm_agree(run->comm, rc);
 }
 
 /* The rate of the model's largest matrix product, all ranks together, in FLOP/s: what progress is compared with. */
@@ -436,10 +472,11 @@ static int run_train(struct comm *comm, struct config *cfg)
     log_info("model: %.1f M parameters; memory: %.0f MiB a rank", (double)run.step.params.elems / 1e6,
              (double)run.arena.size / (1 << 20));
     TRY_GOTO(ckpt_open_run_dir(comm, cfg->run.dir, &run.folder), done);
-    if (comm->rank == 0) rc = save_config(&run);
-    TRY_GOTO(comm_agree(comm, rc), done);
     TRY_GOTO(comm_agree(comm, comm_watch(comm, cfg->run.dir, (double)cfg->run.hang_timeout_s)), done);
     TRY_GOTO(resume(&run), done);
+    TRY_GOTO(choose_attention(&run), done);
+    if (comm->rank == 0) rc = save_config(&run);
+    TRY_GOTO(comm_agree(comm, rc), done);
     TRY_GOTO(comm_agree(comm, state_saver_open(&run.saver, &run.step, &run.folder)), done);
     TRY_GOTO(open_metrics(&run), done);
     TRY_GOTO(loop(&run), done);

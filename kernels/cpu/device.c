@@ -114,6 +114,17 @@ static size_t device_workspace_bytes(struct device *dev)
     return (size_t)dev->threads * CPU_SLICE_BYTES;
 }
 
+static int device_choose_attention(struct device *dev, const struct attention_case *c, enum attention_choice *choice,
+                                   char *why, size_t why_bytes)
+{
+    (void)dev, (void)c;
+    if (*choice == ATTENTION_CUDNN)
+        FAIL(ERR_UNSUPPORTED, "attention=cudnn needs a GPU; use attention=flash, or device=cuda");
+    *choice = ATTENTION_FLASH;
+    snprintf(why, why_bytes, "flash");
+    return 0;
+}
+
 const struct device_table cpu_table = {
     .name = "cpu",
     .open = device_open_cpu,
@@ -130,6 +141,7 @@ const struct device_table cpu_table = {
     .sync = device_sync,
     .pack_bytes = cpu_pack_bytes,
     .workspace_bytes = device_workspace_bytes,
+    .choose_attention = device_choose_attention,
 #define OP(name, params, args) .name = cpu_##name,
 #include "ops.def"
 #undef OP

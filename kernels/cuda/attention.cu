@@ -242,6 +242,7 @@ extern "C" int cuda_attention_fwd(struct device *dev, struct tensor o, struct te
     TRY(attention_shape_of(&shape, qkv, seq_len, heads, kv_heads));
     shape.start = cuda_data<int32_t>(start);
     if (shape.sequences == 0 || shape.head_dim == 0) return 0;
+    if (cuda_attention_taken(dev, qkv, seq_len, heads, kv_heads)) return cuda_attention_taken_fwd(dev, o, lse, qkv);
     if (attention_is_fast(&shape, qkv.dtype, qkv.data, o.data))
         return shape.head_dim == 64 ? launch_flash<64, 2, 64>(dev, &shape, o, lse, qkv)
                                     : launch_flash<128, 2, 32>(dev, &shape, o, lse, qkv);

@@ -362,6 +362,8 @@ extern "C" int cuda_attention_bwd(struct device *dev, struct tensor dqkv, struct
     TRY(attention_shape_of(&shape, qkv, seq_len, heads, kv_heads));
     shape.start = cuda_data<int32_t>(start);
     if (shape.sequences == 0 || shape.head_dim == 0) return 0;
+    if (cuda_attention_taken(dev, qkv, seq_len, heads, kv_heads))
+        return cuda_attention_taken_bwd(dev, dqkv, dout, o, lse, delta, qkv);
     CUDA_BY_TYPE(qkv.dtype, T, TRY(launch_delta<T>(dev, &shape, delta, dout, o)));
     if (!attention_is_fast(&shape, qkv.dtype, qkv.data, dqkv.data, dout.data)) {
         CUDA_BY_TYPE(qkv.dtype, T, TRY((launch_plain<T, true>(dev, &shape, &t))));

@@ -45,6 +45,16 @@ struct cuda_slot {
 #define CUDA_SLOTS 4
 #define CUDA_SLOT_BYTES ((size_t)4 << 20)
 
+struct attention_library; /* attention_library.h */
+
+/* Attention by a library, for calls of one shape (attention_choice.cu). */
+struct cuda_attention {
+    const struct attention_library *library; /* NULL: none is open */
+    void *plans, *workspace;
+    struct attention_case c;
+    bool used; /* else calls go to our own kernels */
+};
+
 struct cuda_state {
     int index; /* of the GPU among those of this process */
     int sms;
@@ -54,6 +64,7 @@ struct cuda_state {
     struct cuda_slot slots[CUDA_SLOTS];
     int slot_next;
     struct cuda_matmul *matmul;
+    struct cuda_attention attention;
     char name[256];
 };
 
@@ -66,6 +77,16 @@ static inline struct cuda_state *cuda_state_of(const struct device *dev)
 int cuda_matmul_open(struct cuda_matmul **matmul);
 void cuda_matmul_close(struct cuda_matmul *matmul); /* NULL is let pass */
 size_t cuda_pack_bytes(struct device *dev, struct tensor b, bool tb);
+
+/* attention_choice.cu */
+extern "C" int cuda_choose_attention(struct device *dev, const struct attention_case *c,
+                                     enum attention_choice *choice, char *why, size_t why_bytes);
+void cuda_attention_close(struct device *dev);
+/* Whether a call of this shape, with tokens that see their whole sequences so far, is the library's. */
+bool cuda_attention_taken(const struct device *dev, struct tensor qkv, int seq_len, int heads, int kv_heads);
+int cuda_attention_taken_fwd(struct device *dev, struct tensor o, struct tensor lse, struct tensor qkv);
+int cuda_attention_taken_bwd(struct device *dev, struct tensor dqkv, struct tensor dout, struct tensor o,
+                             struct tensor lse, struct tensor delta, struct tensor qkv);
 
 /* device.cu: raises ERR_DEVICE naming the call, and CUDA's own words. */
 int cuda_failed(const char *file, int line, const char *call, cudaError_t error);
@@ -197,6 +218,14 @@ template <> __device__ inline float cuda_from_f32<float>(float x)
 template <> __device__ inline bf16 cuda_from_f32<bf16>(float x)
 {
     return __float2bfloat16_rn(x);
+}
+
+/* The finaliser of MurmurHash3 (Appleby 2011), a bijection of 64 bits. */
+__device__ inline uint64_t cuda_scramble(uint64_t x)
+{
+    x = (x ^ x >> 33) * 0xff51afd7ed558ccdu;
+    x = (x ^ x >> 33) * 0xc4ceb9fe1a85ec53u;
+    return x ^ x >> 33;
 }
 
 /* ---- pieces of 8 elements: 16 bytes of bf16, 32 of f32 ---- */

@@ -54,6 +54,7 @@ static void device_close_cuda(struct device *dev)
 {
     struct cuda_state *state = cuda_state_of(dev);
     if (!state) return;
+    cuda_attention_close(dev);
     cuda_matmul_close(state->matmul);
     for (int i = 0; i < CUDA_SLOTS; i++) {
         if (state->slots[i].used) (void)cudaEventDestroy(state->slots[i].used);
@@ -197,9 +198,9 @@ static size_t device_workspace_bytes(struct device *dev)
 
 /* In the order of struct device_table, since C++17 has no designated initialisers. */
 static const struct device_table cuda_table = {
-    "cuda",          device_open_cuda, device_close_cuda, device_describe_cuda, device_count,
-    device_identify, device_memory,    device_queue,      device_alloc,         device_free,
-    device_upload,   device_download,  device_sync,       cuda_pack_bytes,      device_workspace_bytes,
+    "cuda",        device_open_cuda, device_close_cuda,      device_describe_cuda,  device_count,  device_identify,
+    device_memory, device_queue,     device_alloc,           device_free,           device_upload, device_download,
+    device_sync,   cuda_pack_bytes,  device_workspace_bytes, cuda_choose_attention,
 #define OP(name, params, args) cuda_##name,
 #include "ops.def"
 #undef OP

@@ -120,14 +120,6 @@ void cuda_matmul_close(struct cuda_matmul *matmul)
 
 /* ---- small kernels ---- */
 
-/* The finaliser of MurmurHash3 (Appleby 2011), a bijection of 64 bits. */
-__device__ static inline uint64_t scramble(uint64_t x)
-{
-    x = (x ^ x >> 33) * 0xff51afd7ed558ccdu;
-    x = (x ^ x >> 33) * 0xc4ceb9fe1a85ec53u;
-    return x ^ x >> 33;
-}
-
 /* Fills a matrix [rows, cols], whose rows (or columns) go along k, with pseudo-random numbers that repeat in the second
  * half of k backwards, there times `sign`. With sign −1 for one factor of a product and 1 for the other, every element of
  * the product is 0 but for its rounding errors: which they are, the order of summation decides, and no rounding of the
@@ -139,7 +131,7 @@ template <class T> __global__ void fill_cancelling(T *x, int64_t rows, int64_t c
          i += (int64_t)gridDim.x * THREADS) {
         const int64_t at = k_is_row ? i / cols : i % cols, other = k_is_row ? i % cols : i / cols;
         const bool second = at >= k - k / 2, middle = !second && at >= k / 2;
-        const uint64_t bits = scramble((uint64_t)(second ? k - 1 - at : at) << 32 ^ (uint64_t)other);
+        const uint64_t bits = cuda_scramble((uint64_t)(second ? k - 1 - at : at) << 32 ^ (uint64_t)other);
         const float value = ldexpf((float)(int32_t)(bits >> 32), -31 - (int)(bits & 7));
         x[i] = cuda_from_f32<T>(middle ? 0.0f : second ? sign * value : value);
     }
@@ -149,7 +141,7 @@ template <class T> __global__ void fill_cancelling(T *x, int64_t rows, int64_t c
 template <class T> __global__ void fill_spread(T *x, int64_t elems)
 {
     for (int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x; i < elems; i += (int64_t)gridDim.x * THREADS)
-        x[i] = cuda_from_f32<T>(i % 2 == 0 ? 0.0f : ldexpf((float)(int32_t)(scramble((uint64_t)i) >> 32), -29));
+        x[i] = cuda_from_f32<T>(i % 2 == 0 ? 0.0f : ldexpf((float)(int32_t)(cuda_scramble((uint64_t)i) >> 32), -29));
 }
 
 /* *digest += a sum over all elements' bits and places; integers, so in any order. */
@@ -157,7 +149,7 @@ template <class T> __global__ void add_digest(unsigned long long *digest, const 
 {
     unsigned long long sum = 0;
     for (int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x; i < elems; i += (int64_t)gridDim.x * THREADS)
-        sum += scramble(((uint64_t)i << 32) ^ __float_as_uint(cuda_to_f32(x[i])));
+        sum += cuda_scramble(((uint64_t)i << 32) ^ __float_as_uint(cuda_to_f32(x[i])));
     atomicAdd(digest, sum);
 }
 
