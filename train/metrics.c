@@ -11,6 +11,10 @@
 #include <string.h>
 
 #define FORMAT_MAX 32
+/* A rank is called slow when its own time, waiting for others left out, exceeds the median's by this, so many intervals in
+ * a row. */
+#define SLOW_RATIO 1.2
+#define SLOW_INTERVALS 3
 
 /* A line "Name:   123 kB" of /proc/self/status, in bytes; 0 when it is not there. */
 static size_t status_bytes(const char *name)
@@ -39,9 +43,14 @@ int metrics_open(struct metrics *metrics, struct comm *comm, const struct config
                  double peak_flops)
 {
     char path[CONFIG_TEXT_MAX + 32];
-    *metrics = (struct metrics){
-        .cfg = cfg, .flops_per_token = flops_per_token, .peak_flops = peak_flops, .mark_s = step_clock_s()};
+    *metrics = (struct metrics){.cfg = cfg,
+                                .ranks = comm->ranks,
+                                .flops_per_token = flops_per_token,
+                                .peak_flops = peak_flops,
+                                .mark_s = step_clock_s()};
     if (comm->rank != 0) return 0;
+    metrics->rank_s = calloc(2 * (size_t)comm->ranks, sizeof *metrics->rank_s);
+    if (!metrics->rank_s) FAIL(ERR_SYSTEM, "no memory for the times of %d ranks", comm->ranks);
     snprintf(path, sizeof path, "%s/metrics.jsonl", cfg->run.dir);
     metrics->file = fopen(path, "a");
     if (!metrics->file)
@@ -53,6 +62,8 @@ void metrics_close(struct metrics *metrics)
 {
     if (metrics->file) fclose(metrics->file);
     metrics->file = NULL;
+    free(metrics->rank_s);
+    metrics->rank_s = NULL;
 }
 
 /* Writes one JSON object as a line and frees it. A full disk must not end a run that goes on computing: it is warned of
@@ -104,15 +115,46 @@ static void format_duration(char text[FORMAT_MAX], double s)
     }
 }
 
+static int compare_times(const void *a, const void *b)
+{
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* Finds the slowest rank of the interval, and how often in a row it has been too slow. Times of 0: not known. Collective. */
+static int find_slow(struct metrics *metrics, struct comm *comm, double own_s)
+{
+    double *times = metrics->rank_s;
+    TRY(comm_gather(comm, &own_s, times, sizeof own_s));
+    if (comm->rank != 0) return 0;
+    const int n = comm->ranks;
+    double *sorted = times + n;
+    memcpy(sorted, times, (size_t)n * sizeof *times);
+    qsort(sorted, (size_t)n, sizeof *sorted, compare_times);
+    int slowest = 0;
+    for (int r = 1; r < n; r++)
+        slowest = times[r] > times[slowest] ? r : slowest;
+    const bool slow = sorted[(n - 1) / 2] > 0 && times[slowest] > SLOW_RATIO * sorted[(n - 1) / 2];
+    metrics->slow_intervals = !slow ? 0 : slowest == metrics->slow_rank ? metrics->slow_intervals + 1 : 1;
+    metrics->slow_rank = slowest;
+    return 0;
+}
+
 static void print_progress(const struct metrics *metrics, int64_t step, const struct step_report *report,
                            double tokens_per_s, double interval_s)
 {
     const struct config *cfg = metrics->cfg;
     char left[FORMAT_MAX];
     format_duration(left, interval_s / (double)metrics->steps * (double)(cfg->run.steps - step));
-    printf("step %lld/%lld  loss %.4f  lr %.2e  grad norm %.3f  %.0f tokens/s  %.0f%% of matmul peak  %s left\n",
+    printf("step %lld/%lld  loss %.4f  lr %.2e  grad norm %.3f  %.0f tokens/s  %.0f%% of matmul peak  %s left",
            (long long)step, (long long)cfg->run.steps, report->loss, report->lr, report->grad_norm, tokens_per_s,
            100 * tokens_per_s * metrics->flops_per_token / metrics->peak_flops, left);
+    if (metrics->slow_intervals >= SLOW_INTERVALS) {
+        printf("  rank %d is slow: %.1f s a step on its own, the median %.1f s", metrics->slow_rank,
+               metrics->rank_s[metrics->slow_rank] / (double)metrics->steps,
+               metrics->rank_s[metrics->ranks + (metrics->ranks - 1) / 2] / (double)metrics->steps);
+    }
+    printf("\n");
     fflush(stdout);
 }
 
@@ -130,6 +172,7 @@ int metrics_step(struct metrics *metrics, struct comm *comm, int64_t step, const
 
     double peak_bytes = (double)metrics_peak_rss_bytes();
     TRY(comm_max_f64(comm, &peak_bytes, 1));
+    if (comm->ranks > 1) TRY(find_slow(metrics, comm, total->load_s + total->forward_s + total->backward_s));
     const double interval_s = step_clock_s() - metrics->mark_s, n = (double)metrics->steps;
     const double tokens_per_s = n * (double)(cfg->batch.global * cfg->model.seq_len) / interval_s;
     if (comm->rank == 0) {

@@ -1,5 +1,5 @@
 /* What a run says of itself: the progress line on stdout and metrics.jsonl in the run's folder. Rank 0 writes; the others
- * only take part in gathering peak memory. */
+ * only take part in gathering peak memory and their times. */
 #ifndef TATARA_METRICS_H
 #define TATARA_METRICS_H
 
@@ -16,6 +16,10 @@ struct metrics {
     double mark_s;            /* start of the interval */
     int64_t steps;            /* in the interval */
     struct step_report total; /* times summed over the interval */
+    int slow_rank;            /* slower than the median by more than SLOW_RATIO, for so many intervals in a row */
+    int slow_intervals;
+    int ranks;
+    double *rank_s; /* on rank 0: each rank's own time of the interval, then room to sort them */
 };
 
 /* Opens run_dir/metrics.jsonl to append. Rank 0's outcome holds for all. Collective. */

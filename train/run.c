@@ -8,6 +8,7 @@
 #include "log.h"
 #include "metrics.h"
 #include "plan.h"
+#include "replicas.h"
 #include "signals.h"
 #include "state.h"
 #include "step.h"
@@ -413,7 +414,8 @@ static bool must_settle(struct run *run)
 {
     const struct config *cfg = run->cfg;
     return !run->dev.table->queue(&run->dev) || due(run->done, cfg->log.every) ||
-           due(run->done, cfg->log.eval_every) || due(run->done, cfg->checkpoint.every);
+           due(run->done, cfg->log.eval_every) || due(run->done, cfg->checkpoint.every) ||
+           due(run->done, cfg->run.check_replicas_every);
 }
 
 /* Steps until the end of the run or a request to stop. */
@@ -437,6 +439,7 @@ static int loop(struct run *run)
             TRY(step_settle(&run->step, run->train, run->done, &report));
         }
         TRY(metrics_step(&run->metrics, run->comm, run->done, &report, last));
+        if (due(run->done, cfg->run.check_replicas_every)) TRY(replicas_check(&run->step, run->done));
         if (due(run->done, cfg->log.eval_every) && run->done < end) TRY(evaluate(run));
         save_asked |= request.save;
         if (!last && (due(run->done, cfg->checkpoint.every) ||

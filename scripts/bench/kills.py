@@ -50,15 +50,14 @@ def kill_one(args, config, run_dir, rng):
     """Starts the run, kills a rank after a random time; False when it had finished before."""
     longest = rng.choice((0.3, 1.0, 3.0))
     process = subprocess.Popen(command(args, config), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    time.sleep(0.2 + rng.random() * longest)
-    ranks = children(process.pid) if process.poll() is None else []
-    if ranks:
-        try:
-            os.kill(rng.choice(ranks), signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-    status = process.wait(timeout=60)
-    return status != 0
+    while process.poll() is None and len(children(process.pid)) < args.ranks:
+        time.sleep(0.01)
+    time.sleep(rng.random() * longest)
+    try:
+        os.kill(rng.choice(children(process.pid)), signal.SIGKILL)
+    except (FileNotFoundError, IndexError, ProcessLookupError):
+        pass  # it has ended
+    return process.wait(timeout=60) != 0
 
 
 def main():

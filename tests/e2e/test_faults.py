@@ -6,6 +6,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import time
 import unittest
 
 import h5py
@@ -207,6 +208,24 @@ class Trouble(Run):
                 self.assertRegex(errors[0], r"1 of 3 ranks did not arrive: \d\.")
                 lib.wait_for("the end of all ranks", lambda: not any(is_running(rank) for rank in ranks), timeout=5)
         self.check_loads()
+
+    def test_slow_rank(self):
+        """A rank that gets a quarter of its time is named in the progress line."""
+        words = ["train", self.yaml, "run.steps=1000000", "log.every=10"]
+        with lib.Process(words, ranks=3) as process:
+            before = lib.steps_done(self.run_dir)
+            lib.wait_for("a step", lambda: lib.steps_done(self.run_dir) > before)
+            victim = process.children()[1]
+
+            def is_named():
+                os.kill(victim, signal.SIGSTOP)
+                time.sleep(0.03)
+                os.kill(victim, signal.SIGCONT)
+                time.sleep(0.01)
+                return " is slow: " in process.result().stdout
+
+            lib.wait_for("the slow rank's name", is_named, timeout=60)
+            self.assertRegex(process.result().stdout, r"rank 1 is slow: [0-9.]+ s a step on its own, the median")
 
     def test_run_dir_is_a_file(self):
         place = self.dir / "file"

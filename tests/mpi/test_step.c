@@ -9,11 +9,13 @@
 #include "err.h"
 #include "ops.h"
 #include "optim.h"
+#include "replicas.h"
 #include "step.h"
 #include "unit/shard_fixture.h"
 
 #include <math.h>
 #include <stdatomic.h>
+#include <string.h>
 
 /* Calls to the heap from Tatara's own code, in any thread; the linker sends them here (--wrap). */
 static atomic_long heap_calls;
@@ -221,6 +223,31 @@ static void steps_issued_ahead_are_repeated_from_the_overflow(void **state)
     fixture_close(&ahead);
 }
 
+/* One bit of one weight on one rank. */
+static void a_flipped_bit_of_a_replica_is_found(void **state)
+{
+    (void)state;
+    struct fixture f;
+    struct step_report report;
+    char blamed[32];
+    fixture_open(&f, COMPUTE_BF16, 1);
+    assert_int_equal(one_step(&f, 0, &report), 0);
+    assert_int_equal(replicas_check(&f.step, 1), 0);
+    const int last = f.comm.ranks - 1;
+    const struct param *param = &f.step.params.param[f.step.params.n / 2];
+    if (f.comm.rank == last) ((uint16_t *)f.step.model.unit[param->unit].data)[param->offset + param->elems - 1] ^= 4;
+    (void)snprintf(blamed, sizeof blamed, "rank %d", last);
+    if (f.comm.ranks == 1) {
+        assert_int_equal(replicas_check(&f.step, 1), 0);
+    } else {
+        assert_int_equal(replicas_check(&f.step, 1), ERR_NUMERIC);
+        if (f.comm.rank == 0) assert_non_null(strstr(err_message(), param->name));
+        if (f.comm.rank == 0 && f.comm.ranks > 2) assert_non_null(strstr(err_message(), blamed));
+    }
+    err_clear();
+    fixture_close(&f);
+}
+
 /* The loss of a weight that is not a number must stop all ranks alike and leave the weights as they were. */
 static void not_a_number_stops_every_rank(void **state)
 {
@@ -246,6 +273,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(steps_after_the_first_allocate_nothing),
         cmocka_unit_test(overflow_repeats_the_step_with_a_coarser_scale),
         cmocka_unit_test(steps_do_not_wait_for_the_device),
+        cmocka_unit_test(a_flipped_bit_of_a_replica_is_found),
         cmocka_unit_test(steps_issued_ahead_are_repeated_from_the_overflow),
         cmocka_unit_test(not_a_number_stops_every_rank),
     };
