@@ -1,0 +1,330 @@
+# shellcheck shell=bash
+# What the job scripts of all schedulers share: one attempt after the other, until the run is finished, cannot go on, or
+# must be queued again. Sourced by scripts/{slurm,pbs,pjm,sge}/train.*, which set
+#
+#   batch_job        the job's id
+#   batch_restart    how often the scheduler has started this job again: 0, 1, …
+#   batch_nodes      the job's nodes, an array; empty where the scheduler does not tell
+#   batch_same_job   yes: batch_requeue keeps the job's id and its place before those that wait for it
+# and define
+#   batch_launch     starts the ranks on the nodes "$@" (none: on all) in the background: sets batch_pid
+#   batch_lost       prints those of its nodes that the scheduler has given up, one a line
+#   batch_requeue    has the job queued again; fails when that is not possible
+#   batch_current    fails when the scheduler has started this job anew elsewhere, or ended it
+#   batch_left       prints the seconds until the job's time limit; nothing when it is not known
+# and then call batch_main CONFIG.yaml [key=value …].
+#
+# What the user sets (scripts/submit.sh does so):
+#   TATARA_PROGRAM          the program; default $TATARA_ROOT/build/tatara
+#   TATARA_NODES            nodes to run on; default: all of the job. The job's further nodes are spares
+#   TATARA_RANKS_PER_NODE   default 1
+#   TATARA_SITE             a file that is sourced first: module load, MPI settings of the site
+#   TATARA_TIME_S           the job's time limit, where the scheduler sends no signal before it
+#   TATARA_SAVE_S           how long before the limit the run is stopped, there; default 180
+#   TATARA_MAX_RETRIES      new attempts in the job, TATARA_MAX_REQUEUES: new jobs; both count those in a row that
+#                           brought no new checkpoint. Defaults 2 and 5
+#   TATARA_CHAIN, TATARA_CHAIN_LAST   the name of the chain that this job is a link of; 1 for its last link
+#
+# The program's exit status decides (tatara --help lists them):
+#   0                   the run is finished
+#   2 3 4 5 9 10        a new attempt would end the same way: the job ends with this status
+#   11                  stopped with a checkpoint: queued again when the time limit is why, else the job ends with 11
+#   6                   disk or memory: tried again only once the run has a checkpoint, since a wrong set-up fails before
+#   7 8, 1, 128 and up  a rank, a node or the launcher was lost: tried again
+# A job of a chain that reaches its limit is not queued again: the next link goes on (without batch_same_job, whatever
+# ended this one). What ended the run for good is
+# written to logs/ended in the run's folder, and the links that follow end at once.
+
+# shellcheck disable=SC2154 # batch_*, set by the scheduler's script
+signals=0 limit=no ending=no batch_pid='' timers=()
+
+say() {
+    printf '%(%F %T)T job %s.%s: %s\n' -1 "$batch_job" "$batch_restart" "$*"
+}
+
+refuse() {
+    say "error: $*"
+    exit 2
+}
+
+# ---- what the job starts from ----
+
+# The shell that submitted may have had MPI settings for one machine: they would break several. What is meant for the
+# job's nodes is set by TATARA_SITE.
+clean_environment() {
+    local name names=()
+    for name in $(compgen -e OMPI_MCA_) $(compgen -e PMIX_MCA_) $(compgen -e PRTE_MCA_); do
+        names+=("$name=${!name}")
+        unset "$name"
+    done
+    [[ ${#names[@]} -eq 0 ]] || say "unset, as the submitting shell had them: ${names[*]}; TATARA_SITE may set them"
+    if [[ -n ${TATARA_SITE:-} ]]; then
+        [[ -r $TATARA_SITE ]] || refuse "TATARA_SITE=$TATARA_SITE cannot be read"
+        # shellcheck source=/dev/null
+        . "$TATARA_SITE"
+    fi
+    export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+}
+
+# config_value SECTION KEY CONFIG [key=value …]: the value of an option as the last override or the file has it; empty
+# when neither names it. Reads flow and block style, which is how the files in configs/ are written.
+config_value() {
+    local section=$1 key=$2 config=$3 value='' word
+    shift 3
+    value=$(awk -v section="$section" -v key="$key" '
+        /^[^ #]/ { inside = index($0, section ":") == 1 }
+        inside {
+            line = $0
+            sub(/(^|[ \t])#.*/, "", line)
+            if (match(line, "(^|[{, \t])" key ":[ \t]*")) {
+                line = substr(line, RSTART + RLENGTH)
+                if (line ~ /^"/) { sub(/^"/, "", line); sub(/".*/, "", line) }
+                else if (line ~ /^\047/) { sub(/^\047/, "", line); sub(/\047.*/, "", line) }
+                else { sub(/[,}].*/, "", line); sub(/[ \t]+$/, "", line) }
+                print line
+                exit
+            }
+        }' "$config")
+    for word in "$@"; do
+        [[ $word != "$section.$key="* ]] || value=${word#*=}
+    done
+    printf '%s\n' "$value"
+}
+
+# The step of the run's newest checkpoint; 0 when there is none.
+newest_step() {
+    local folder step newest=0
+    for folder in "$run_dir"/step-*; do
+        step=${folder##*/step-}
+        [[ $step =~ ^[0-9]{8,18}$ ]] || continue
+        step=$((10#$step))
+        ((step <= newest)) || newest=$step
+    done
+    echo "$newest"
+}
+
+# ---- signals ----
+
+# The ranks stop after the step in hand, and save; the launcher passes the signal on to them.
+pass_on() {
+    signals=$((signals + 1))
+    [[ -z $batch_pid ]] || kill -USR1 "$batch_pid" 2>/dev/null || true
+}
+
+on_limit() {
+    local left
+    [[ $limit == no ]] || return 0
+    limit=yes
+    say "the time limit is near: asking the ranks to save and stop"
+    pass_on
+    # Ranks that do not come to an end must not take the job with them: it is queued again just before the limit.
+    left=$(batch_left)
+    if [[ $left =~ ^[0-9]+$ ]]; then
+        start_timer USR2 $((left > 30 ? left - 20 : left / 2))
+    fi
+}
+
+on_overdue() {
+    signals=$((signals + 1))
+    [[ $limit == yes ]] || { on_limit; return; }
+    say "the ranks have not stopped in time: this attempt's work since its last checkpoint is lost"
+    again "the time limit came before the ranks had stopped" 137
+}
+
+on_end() {
+    ending=yes
+    say "asked to end: asking the ranks to save and stop"
+    pass_on
+}
+
+# start_timer SIGNAL SECONDS
+start_timer() {
+    (
+        trap - USR1 USR2 TERM INT XCPU
+        sleep "$2" &
+        trap 'kill $! 2>/dev/null; exit 0' TERM
+        wait $!
+        kill -s "$1" $$
+    ) &
+    timers+=($!)
+}
+
+stop_timers() {
+    [[ ${#timers[@]} -eq 0 ]] || kill "${timers[@]}" 2>/dev/null || true
+    timers=()
+}
+
+# Waits for the launcher; its status goes to `status`. A trap interrupts `wait`, which then says nothing of the launcher.
+wait_for_launcher() {
+    local before rc
+    while :; do
+        before=$signals rc=0
+        wait "$batch_pid" || rc=$?
+        [[ $rc -eq 127 ]] || status=$rc
+        [[ $signals -ne $before && $rc -ne 127 ]] || break
+    done
+    batch_pid=''
+}
+
+# ---- nodes ----
+
+# The first node that the launcher names in an attempt's log as having lost a rank: the others were ended after it. Of a
+# start that failed the log does not say where.
+blamed_node() {
+    grep -q 'launch failed' "$1" && return
+    sed -nE -e 's/^srun: error: Node failure on ([^ ,]+).*/\1/p' -e 's/^srun: error: ([^ :]+): tasks? .*/\1/p' \
+        -e 's/.* on node ([^ ]+) exited on .*/\1/p' "$1" | head -n 1
+}
+
+# choose_nodes: sets `chosen` to the nodes of the next attempt and `excluded` to those left out: lost ones always, the
+# blamed ones as far as there are spares. Fails when too few are left.
+choose_nodes() {
+    local node lost good=()
+    chosen=() excluded=()
+    [[ ${#batch_nodes[@]} -gt 0 ]] || return 0
+    lost=" $(batch_lost | tr '\n' ' ') "
+    for node in "${batch_nodes[@]}"; do
+        if [[ $lost == *" $node "* ]]; then excluded+=("$node"); else good+=("$node"); fi
+    done
+    [[ ${#excluded[@]} -eq 0 ]] || say "lost to the scheduler: ${excluded[*]}"
+    for node in "${good[@]}"; do
+        if [[ $blamed == *" $node "* ]]; then continue; fi
+        chosen+=("$node")
+    done
+    for node in "${good[@]}"; do # a blamed node is better than none
+        [[ $blamed == *" $node "* && ${#chosen[@]} -lt $TATARA_NODES ]] || continue
+        chosen+=("$node")
+    done
+    if [[ ${#chosen[@]} -lt $TATARA_NODES ]]; then
+        say "only ${#chosen[@]} of the $TATARA_NODES nodes that the run needs are left"
+        return 1
+    fi
+    chosen=("${chosen[@]:0:$TATARA_NODES}")
+    excluded=()
+    for node in "${batch_nodes[@]}"; do
+        [[ " ${chosen[*]} " == *" $node "* ]] || excluded+=("$node")
+    done
+}
+
+# launch_mpirun NODES…: Open MPI's launcher, or TATARA_MPIRUN, on these nodes; for the schedulers' batch_launch.
+launch_mpirun() {
+    local words node hosts=''
+    read -ra words <<<"${TATARA_MPIRUN:-mpirun --bind-to none}"
+    words+=(-n $((TATARA_NODES * TATARA_RANKS_PER_NODE)))
+    for node in "$@"; do
+        hosts+=${hosts:+,}$node:$TATARA_RANKS_PER_NODE
+    done
+    [[ -z $hosts ]] || words+=(--host "$hosts")
+    "${words[@]}" "${command[@]}" >>"$log" 2>&1 &
+    batch_pid=$!
+}
+
+# ---- the end of an attempt ----
+
+# finish STATUS WHY: ends the job. Links of its chain that follow end at once, too.
+finish() {
+    stop_timers
+    [[ -z ${TATARA_CHAIN:-} ]] || printf '%s %s %s\n' "$TATARA_CHAIN" "$1" "$2" >"$logs/ended"
+    say "$2"
+    exit "$1"
+}
+
+# again WHY STATUS: has the job queued again, and ends it.
+again() {
+    local count=0 step last=-1
+    stop_timers
+    if ! batch_current; then
+        say "the scheduler has taken this job elsewhere or ended it: nothing more to do here"
+        exit "$2"
+    fi
+    if [[ -n ${TATARA_CHAIN:-} && ${TATARA_CHAIN_LAST:-0} != 1 && ($limit == yes || $batch_same_job != yes) ]]; then
+        say "$1; the next job of the chain goes on"
+        exit "$2"
+    fi
+    step=$(newest_step)
+    read -r count last 2>/dev/null <"$logs/requeues" || true
+    [[ $last == "$step" ]] || count=0
+    if ((count >= ${TATARA_MAX_REQUEUES:-5})); then
+        finish "$2" "$1; $count jobs in a row brought no checkpoint after step $step (TATARA_MAX_REQUEUES): giving up"
+    fi
+    echo "$((count + 1)) $step" >"$logs/requeues"
+    say "$1; queueing the job again (newest checkpoint: step $step)"
+    batch_requeue && exit "$2"
+    say "error: the scheduler refuses to queue it again; the run goes on from step $step when it is submitted again"
+    exit "$2"
+}
+
+batch_main() {
+    local config tries=0 attempt=0 status=0 before_step chain_name chain_status rest
+    local run_dir logs log command chosen=() excluded=() blamed=' '
+    [[ $# -ge 1 ]] || refuse "no configuration: give CONFIG.yaml and key=value words, or TATARA_ARGS"
+    config=$1
+    shift
+    [[ -r $config ]] || refuse "$config: cannot be read on $(hostname)"
+    clean_environment
+    TATARA_PROGRAM=${TATARA_PROGRAM:-$TATARA_ROOT/build/tatara}
+    TATARA_NODES=${TATARA_NODES:-${#batch_nodes[@]}}
+    TATARA_RANKS_PER_NODE=${TATARA_RANKS_PER_NODE:-1}
+    [[ $TATARA_NODES =~ ^[1-9][0-9]*$ ]] || refuse "TATARA_NODES is the number of nodes, not '$TATARA_NODES'"
+    [[ $TATARA_RANKS_PER_NODE =~ ^[1-9][0-9]*$ ]] ||
+        refuse "TATARA_RANKS_PER_NODE is the number of ranks on each node, not '$TATARA_RANKS_PER_NODE'"
+    [[ -x $TATARA_PROGRAM ]] || refuse "$TATARA_PROGRAM is no program on $(hostname); set TATARA_PROGRAM"
+    run_dir=$(config_value run dir "$config" "$@")
+    [[ -n $run_dir ]] || refuse "$config names no run.dir that can be read; add run.dir=FOLDER to the words"
+    command=("$TATARA_PROGRAM" train "$config" checkpoint.resume=auto "$@")
+    logs=$run_dir/logs
+    mkdir -p "$logs" || refuse "$logs cannot be created"
+
+    if [[ -n ${TATARA_CHAIN:-} && -e $logs/ended ]]; then
+        read -r chain_name chain_status rest <"$logs/ended" || true
+        if [[ $chain_name == "$TATARA_CHAIN" ]]; then
+            say "nothing to do: an earlier job of this chain has ended the run: $rest"
+            exit "$chain_status"
+        fi
+    fi
+
+    trap on_limit USR1 XCPU
+    trap on_overdue USR2
+    trap on_end TERM INT
+    [[ -z ${TATARA_TIME_S:-} ]] || start_timer USR1 $((TATARA_TIME_S - ${TATARA_SAVE_S:-180}))
+
+    while :; do
+        choose_nodes || again "too few nodes" "$((status > 0 ? status : 1))"
+        log=$logs/$batch_job.$batch_restart.$attempt.log
+        before_step=$(newest_step)
+        say "attempt $attempt: $TATARA_RANKS_PER_NODE ranks on each of ${chosen[*]:-the nodes}${excluded[*]:+ (not \
+${excluded[*]})}; newest checkpoint: step $before_step; log: $log"
+        status=11
+        if [[ $limit == no && $ending == no ]]; then
+            batch_launch ${chosen[@]+"${chosen[@]}"}
+            [[ $limit == no && $ending == no ]] || pass_on # a signal that came between the question and the launch
+            wait_for_launcher
+        fi
+        say "attempt $attempt ended with status $status"
+
+        case $status in
+        0) finish 0 "the run is finished" ;;
+        2 | 3 | 4 | 5 | 9 | 10)
+            finish "$status" "$(grep -m 1 'tatara: error: ' "$log" || echo "see $log"); a new attempt would end the same"
+            ;;
+        esac
+        [[ $limit == no ]] || again "stopped before the time limit" "$status"
+        [[ $ending == no ]] || exit "$status"
+        [[ $status -ne 11 ]] || finish 11 "the run was asked to stop, and has; submit it again to go on"
+        if [[ $status -eq 6 && $(newest_step) -eq 0 ]]; then
+            finish 6 "$(grep -m 1 'tatara: error: ' "$log" || echo "see $log"); nothing was ever saved: not tried again"
+        fi
+
+        [[ $(newest_step) -eq $before_step ]] || tries=0
+        blamed+="$(blamed_node "$log") "
+        if ((tries >= ${TATARA_MAX_RETRIES:-2})); then
+            again "$((tries + 1)) attempts in a row brought no checkpoint" "$status"
+        fi
+        if ! batch_current; then
+            say "the scheduler has taken this job elsewhere or ended it: nothing more to do here"
+            exit "$status"
+        fi
+        tries=$((tries + 1)) attempt=$((attempt + 1))
+        sleep "${TATARA_RETRY_S:-5}"
+    done
+}
