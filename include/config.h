@@ -30,6 +30,7 @@ enum schedule { SCHEDULE_WSD, SCHEDULE_COSINE, SCHEDULE_LINEAR, SCHEDULE_CONSTAN
 enum decay_shape { DECAY_1_SQRT, DECAY_LINEAR, DECAY_COSINE };
 enum compute { COMPUTE_BF16, COMPUTE_FP32 };
 enum reduce { REDUCE_EXACT, REDUCE_FAST };
+enum on_fault { ON_FAULT_STOP, ON_FAULT_SKIP, ON_FAULT_REWIND };
 enum device_choice { CHOOSE_AUTO, CHOOSE_CPU, CHOOSE_CUDA };
 
 #define SECTION(name, help) struct config_##name {

@@ -9,7 +9,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-enum { FAULT_OVERFLOW = 1, FAULT_NAN = 2 };
+enum { FAULT_OVERFLOW = 1, FAULT_NAN = 2, FAULT_SPIKE = 4 };
 
 /* How a step stands; equal on all ranks. */
 struct step_control {
@@ -20,7 +20,18 @@ struct step_control {
     int64_t loss;   /* the same step's sum of losses */
     int64_t fault;  /* FAULT_ bits of the step after it: that one was not applied, nor any that was issued later */
     int64_t steps;  /* applied since the host set this to 0 */
+    double loss_mean, loss_variance; /* of the sums of losses of steps applied, the recent ones weighing most */
+    int64_t loss_seen;               /* how many steps they know of */
 };
+
+/* What a step must keep to. */
+struct step_limits {
+    double clip;        /* larger norms are scaled down to this; 0: none is */
+    double spike_sigma; /* a loss so many standard deviations above the mean is a fault; 0: none is */
+};
+
+/* Steps that mean and variance reach back, and that they must have seen before a loss is judged by them. */
+#define SPIKE_STEPS 64
 
 #define CONTROL_ELEMS ((int64_t)(sizeof(struct step_control) / sizeof(int64_t)))
 
@@ -64,7 +75,20 @@ STEP_INLINE void step_sums(int64_t *sums, int32_t fault, int64_t loss)
     sums[SUMS_LOSS] = loss;
 }
 
-STEP_INLINE void step_decide(struct step_control *control, const int64_t *sums, bool exact, double clip)
+/* Judges the loss, and lets mean and variance know of it when it is good (West 1979, with exponential weights). */
+STEP_INLINE bool step_is_spike(struct step_control *control, double loss, double sigma)
+{
+    const double away = loss - control->loss_mean;
+    if (sigma > 0 && control->loss_seen >= SPIKE_STEPS && away > sigma * sqrt(control->loss_variance)) return true;
+    const double weight =
+        control->loss_seen < SPIKE_STEPS ? 1.0 / (double)(control->loss_seen + 1) : 1.0 / SPIKE_STEPS;
+    control->loss_mean += weight * away;
+    control->loss_variance = (1 - weight) * (control->loss_variance + weight * away * away);
+    control->loss_seen++;
+    return false;
+}
+
+STEP_INLINE void step_decide(struct step_control *control, const int64_t *sums, bool exact, struct step_limits limits)
 {
     if (control->fault != 0) return;
     control->fault = (sums[SUMS_OVERFLOW] ? FAULT_OVERFLOW : 0) | (sums[SUMS_NAN] ? FAULT_NAN : 0);
@@ -73,11 +97,12 @@ STEP_INLINE void step_decide(struct step_control *control, const int64_t *sums, 
     for (int i = 3; i >= 0; i--)
         squares = ldexp(squares, 32) + (double)sums[SUMS_SQUARES + i];
     const double scale = exact ? control->scale : ldexp(1.0, SQUARES_BITS / 2);
-    const double norm = sqrt(squares / (scale * scale)), factor = clip > 0 ? clip / (norm + 1e-6) : 1;
-    if (!isfinite(norm)) {
+    const double norm = sqrt(squares / (scale * scale)), factor = limits.clip > 0 ? limits.clip / (norm + 1e-6) : 1;
+    if (!isfinite(norm))
         control->fault = FAULT_NAN;
-        return;
-    }
+    else if (step_is_spike(control, (double)sums[SUMS_LOSS], limits.spike_sigma))
+        control->fault = FAULT_SPIKE;
+    if (control->fault != 0) return;
     control->norm = norm;
     control->clip = factor < 1 ? factor : 1;
     control->unscale = 1 / control->scale;

@@ -492,12 +492,14 @@ static int check_step_sums(struct device *dev, struct tensor sums, struct tensor
     return want_1d("step_sums", "loss", loss, I64, 1);
 }
 
-static int check_step_decide(struct device *dev, struct tensor control, struct tensor sums, bool exact, double clip)
+static int check_step_decide(struct device *dev, struct tensor control, struct tensor sums, bool exact,
+                             struct step_limits limits)
 {
     (void)dev, (void)exact;
     TRY(want_1d("step_decide", "control", control, I64, CONTROL_ELEMS));
     TRY(want_1d("step_decide", "sums", sums, I64, SUMS_ELEMS));
-    if (!(clip >= 0)) FAIL(ERR_BUG, "step_decide: clip %g", clip);
+    if (!(limits.clip >= 0) || !(limits.spike_sigma >= 0))
+        FAIL(ERR_BUG, "step_decide: clip %g, spike_sigma %g", limits.clip, limits.spike_sigma);
     return 0;
 }
 

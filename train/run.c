@@ -4,6 +4,7 @@
 #include "ckpt/ckpt.h"
 #include "data/loader.h"
 #include "data/tokenizer.h"
+#include "device.h"
 #include "err.h"
 #include "log.h"
 #include "metrics.h"
@@ -36,7 +37,9 @@ struct run {
     uint64_t tokenizer_id;
     int64_t done; /* steps */
     struct state_saver *saver;
-    int64_t saved;  /* the step of the newest checkpoint that this process wrote or read; −1: none */
+    int64_t saved;    /* the step of the newest checkpoint that this process wrote or read; −1: none */
+    int64_t began_at; /* the step that this process resumed at, and from which folder */
+    char began_from[CKPT_PATH_MAX];
     int64_t saving; /* the step of the save that was started last, when, and for how long it held training up */
     double saving_s, stall_s;
     size_t base_bytes;
@@ -60,45 +63,11 @@ int run_vocab(const struct config *cfg, int64_t *vocab_size, uint64_t *id)
     return 0;
 }
 
-/* Opens the GPU of this rank: the local-rank'th of those that the launcher lets it see. */
-static int open_gpu(struct device *dev, const struct comm *comm, int threads)
-{
-    const int devices = cuda_backend() ? cuda_backend()->count() : 0;
-    return device_open(dev, DEVICE_CUDA, devices > 0 ? comm->local_rank % devices : 0, threads);
-}
-
-/* Opens a GPU on all ranks or, saying why, a CPU on all. */
-static int open_auto(struct device *dev, struct comm *comm, int threads)
-{
-    if (!cuda_backend()) return device_open(dev, DEVICE_CPU, 0, threads);
-    const int rc = open_gpu(dev, comm, threads);
-    int64_t failed = rc != 0;
-    TRY(comm_max_i64(comm, &failed, 1));
-    if (!failed) return 0;
-    if (rc != 0) log_info("device: auto takes the CPU: %s", err_message());
-    if (rc == 0) device_close(dev);
-    err_clear();
-    return device_open(dev, DEVICE_CPU, 0, threads);
-}
-
-int run_open_device(struct device *dev, enum device_choice choice, int threads, struct comm *comm)
-{
-    switch (choice) {
-    case CHOOSE_CUDA:
-        return open_gpu(dev, comm, threads);
-    case CHOOSE_CPU:
-        return device_open(dev, DEVICE_CPU, 0, threads);
-    case CHOOSE_AUTO:
-    default:
-        return open_auto(dev, comm, threads);
-    }
-}
-
 static int open_device(struct device *dev, const struct config *cfg, struct comm *comm)
 {
     char text[256];
     const int threads = cfg->run.threads > 0 ? (int)cfg->run.threads : comm->cores;
-    TRY(run_open_device(dev, (enum device_choice)cfg->top.device, threads, comm));
+    TRY(device_choose(dev, (enum device_choice)cfg->top.device, threads, comm));
     device_describe(dev, text, sizeof text);
     log_info("device: %s a rank, %d rank%s, %d on this node%s", text, comm->ranks, comm->ranks == 1 ? "" : "s",
              comm->local_ranks,
@@ -172,10 +141,10 @@ static int find_checkpoint(struct run *run, char folder[CKPT_PATH_MAX])
 {
     const char *from = run->cfg->checkpoint.resume;
     folder[0] = '\0';
-    if (strcmp(from, "auto") == 0) return ckpt_find_newest(run->comm, run->cfg->run.dir, folder);
+    if (strcmp(from, "auto") == 0) return ckpt_find_newest(run->comm, run->cfg->run.dir, INT64_MAX, 1, folder);
     if (strcmp(from, "never") == 0) {
         char newest[CKPT_PATH_MAX];
-        TRY(ckpt_find_newest(run->comm, run->cfg->run.dir, newest));
+        TRY(ckpt_find_newest(run->comm, run->cfg->run.dir, INT64_MAX, 1, newest));
         if (newest[0] == '\0') return 0;
         return comm_agree(run->comm, err_raise(ERR_CONFIG, __FILE__, __LINE__,
                                                "checkpoint.resume is never, but %s exists; remove it, or choose "
@@ -224,6 +193,8 @@ static int resume(struct run *run)
     TRY_GOTO(comm_agree(run->comm, ckpt_read_meta(folder, &meta)), done);
     TRY_GOTO(state_load(&run->step, folder, &meta), done);
     run->done = run->saved = meta.step;
+    run->began_at = meta.step;
+    memcpy(run->began_from, folder, sizeof folder);
     keep_attention(run, &meta);
     log_info("resume: step %lld from %s", (long long)run->done, folder);
     if (meta.tokenizer_id != run->tokenizer_id) {
@@ -335,6 +306,11 @@ static int save_start(struct run *run)
     struct ckpt_meta meta = {.step = run->done,
                              .grad_scale = run->step.grad_scale,
                              .grad_norm = run->step.grad_norm,
+                             .faults = run->step.faults,
+                             .batches_skipped = run->step.batches_skipped,
+                             .loss_seen = run->step.loss_seen,
+                             .loss_mean = run->step.loss_mean,
+                             .loss_variance = run->step.loss_variance,
                              .model_id = run->step.params.id,
                              .tokenizer_id = run->tokenizer_id,
                              .tokens =
@@ -409,6 +385,49 @@ static bool due(int64_t step, int64_t every)
     return every > 0 && step % every == 0;
 }
 
+/* Where a rewind from this step goes back to: the newest checkpoint that the interval made, not one that a request did, so
+ * that a run which was stopped in between goes back just as far; else the one that the run began from; "": to the
+ * beginning. Collective. */
+static int find_rewind(struct run *run, int64_t step, char folder[CKPT_PATH_MAX])
+{
+    const int64_t every = run->cfg->checkpoint.every;
+    folder[0] = '\0';
+    if (every > 0) TRY(ckpt_find_newest(run->comm, run->cfg->run.dir, step, every, folder));
+    if (folder[0] == '\0' && run->began_at > 0) memcpy(folder, run->began_from, CKPT_PATH_MAX);
+    return 0;
+}
+
+/* Goes back, and leaves out the batches from there up to the faulty step's. Collective. */
+static int rewind_run(struct run *run)
+{
+    int rc = 0;
+    char folder[CKPT_PATH_MAX];
+    struct step *step = &run->step;
+    struct ckpt_saver *ckpt = state_saver_ckpt(run->saver);
+    struct ckpt_meta meta = {0};
+    const int64_t fault = step->settled, batch_after = fault + step->batches_skipped + 1;
+    if (ckpt_save_busy(ckpt) && report_save(run, ckpt_save_wait(ckpt)) != 0) err_clear();
+    TRY(find_rewind(run, fault, folder));
+    if (folder[0] != '\0') {
+        TRY_GOTO(comm_agree(run->comm, ckpt_read_meta(folder, &meta)), done);
+        TRY_GOTO(state_load(step, folder, &meta), done);
+    } else {
+        step->grad_norm = step->loss_mean = step->loss_variance = 0;
+        step->loss_seen = 0;
+        TRY_GOTO(step_start(step, true), done);
+    }
+    run->done = meta.step;
+    step->batches_skipped = batch_after - run->done;
+    TRY_GOTO(loader_seek(run->train, batch_after), done);
+    TRY_GOTO(metrics_event(&run->metrics, "rewind", run->done,
+                           json_pack("{s:I, s:I}", "fault_step", (json_int_t)fault + 1, "batches_skipped",
+                                     (json_int_t)step->batches_skipped)),
+             done);
+done:
+    ckpt_meta_free(&meta);
+    return rc;
+}
+
 /* Whether the outcome of the step just issued is wanted at once. A CPU has it anyway. */
 static bool must_settle(struct run *run)
 {
@@ -427,7 +446,7 @@ static int loop(struct run *run)
     bool last = run->done >= end;
     bool save_asked = false; /* and not yet begun, since another save was under way */
     struct step_report report;
-    TRY(loader_seek(run->train, run->done));
+    TRY(loader_seek(run->train, run->done + run->step.batches_skipped));
     run->metrics.mark_s = step_clock_s();
     while (!last) {
         TRY(step_run(&run->step, run->train, run->done, &report));
@@ -438,6 +457,13 @@ static int loop(struct run *run)
         if (last || request.save || must_settle(run)) {
             TRY(step_settle(&run->step, run->train, run->done, &report));
         }
+        if (report.rewind) {
+            TRY(rewind_run(run));
+            last = false;
+            continue;
+        }
+        if (report.skipped > 0)
+            TRY(metrics_event(&run->metrics, "skip", run->done, json_pack("{s:i}", "steps", report.skipped)));
         TRY(metrics_step(&run->metrics, run->comm, run->done, &report, last));
         if (due(run->done, cfg->run.check_replicas_every)) TRY(replicas_check(&run->step, run->done));
         if (due(run->done, cfg->log.eval_every) && run->done < end) TRY(evaluate(run));

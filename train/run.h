@@ -4,16 +4,12 @@
 
 #include "comm.h"
 #include "config.h"
-#include "tensor.h"
 
 /* Rows of the embedding: model.vocab_size, or the tokenizer's size when it is 0; id: the tokenizer's, 0 without one.
  * ERR_CONFIG when the two do not fit, ERR_DATA when the tokenizer's file does not load. */
 int run_vocab(const struct config *cfg, int64_t *vocab_size, uint64_t *id);
 /* "0.1.0 (1a2b3c4d5e6f)": with the commit that it was built from, as far as the build knows. */
 extern const char run_version[];
-
-/* Opens the device that was chosen; auto takes a GPU if every rank has one, else the CPU, and says why. Collective. */
-int run_open_device(struct device *dev, enum device_choice choice, int threads, struct comm *comm);
 
 /* `tatara train`: trains until the last step, run.stop_at or a request to stop, saving and resuming as configured. argv
  * after "train". Collective. */

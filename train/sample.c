@@ -2,6 +2,7 @@
 #include "ckpt/ckpt.h"
 #include "config.h"
 #include "data/tokenizer.h"
+#include "device.h"
 #include "err.h"
 #include "log.h"
 #include "mix.h"
@@ -211,7 +212,7 @@ static int sample_run(struct sampling *s, struct comm *comm)
         FAIL(ERR_USAGE, "%s was trained without a tokenizer; name one with --tokenizer", s->options.ckpt);
     }
     TRY(tokenizer_open(&s->tokenizer, s->cfg->data.tokenizer));
-    TRY(run_open_device(&s->dev, s->options.device, comm->cores, comm));
+    TRY(device_choose(&s->dev, s->options.device, comm->cores, comm));
     TRY(encode_prompts(s, &longest));
     TRY(open_model(s, longest));
     const size_t fed = (size_t)(s->options.prompts * longest);

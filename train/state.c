@@ -251,7 +251,13 @@ int state_ready(struct step *step)
 int state_load(struct step *step, const char *folder, const struct ckpt_meta *meta)
 {
     TRY(comm_agree(step->comm, load(step, folder, meta, KINDS)));
-    TRY(step_resume(step, meta->step, meta->grad_norm));
+    step->grad_norm = meta->grad_norm;
+    step->loss_mean = meta->loss_mean;
+    step->loss_variance = meta->loss_variance;
+    step->loss_seen = meta->loss_seen;
+    step->faults = meta->faults > step->faults ? meta->faults : step->faults; /* more after a rewind */
+    step->batches_skipped = meta->batches_skipped;
+    TRY(step_resume(step, meta->step));
     return state_ready(step);
 }
 

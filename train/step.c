@@ -6,6 +6,7 @@
 #include "optim.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <time.h>
 
 /* An overflow makes the scale coarser by 2^12; a dozen of them span every finite gradient. */
@@ -57,7 +58,7 @@ void step_close(struct step *step)
 int step_start(struct step *step, bool initial_weights)
 {
     TRY(model_start(&step->model));
-    TRY(step_resume(step, 0, 0));
+    TRY(step_resume(step, 0));
     if (!initial_weights) return 0;
     TRY(zero_init(&step->zero));
     return model_weights_changed(&step->model);
@@ -113,28 +114,77 @@ int step_run(struct step *step, struct loader *loader, int64_t index, struct ste
     return 0;
 }
 
-/* A failure that every rank has found alike. */
-static int fail(struct step *step, int64_t index, const char *what)
+/* Gives the step that overflowed a coarser scale. */
+static void coarsen(const struct step *step, struct step_control *control, struct step_report *report)
 {
-    return comm_agree(step->comm,
-                      err_raise(ERR_NUMERIC, __FILE__, __LINE__, "step %lld: %s", (long long)index + 1, what));
+    log_info("step %lld: a gradient is more than %g times the last norm; doing the step again with a coarser scale",
+             (long long)step->settled + 1, ldexp(1.0, RESCALE_BITS));
+    control->scale = ldexp(control->scale, -RESCALE_BITS);
+    report->redone++;
 }
 
-/* Issues the steps [begin, end) again, the first of them with a coarser scale. */
-static int run_again(struct step *step, struct loader *loader, int64_t begin, int64_t end,
-                     struct step_control control)
+static int overflows(struct step *step)
+{
+    return comm_agree(step->comm, err_raise(ERR_NUMERIC, __FILE__, __LINE__,
+                                            "step %lld: gradients overflow at every scale; lower optim.lr",
+                                            (long long)step->settled + 1));
+}
+
+/* Issues the steps that are not settled again, up to `done`. */
+static int run_again(struct step *step, struct loader *loader, int64_t done, struct step_control control)
 {
     struct step_report report;
-    log_info("step %lld: a gradient is more than %g times the last norm; doing the step again with a coarser scale",
-             (long long)begin + 1, ldexp(1.0, RESCALE_BITS));
-    control.scale = ldexp(control.scale, -RESCALE_BITS);
-    control.fault = 0;
-    control.steps = 0;
     TRY(zero_set_control(&step->zero, control));
-    TRY(loader_seek(loader, begin));
-    for (int64_t i = begin; i < end; i++)
+    TRY(loader_seek(loader, step->settled + step->batches_skipped));
+    for (int64_t i = step->settled; i < done; i++)
         TRY(step_run(step, loader, i, &report));
     return 0;
+}
+
+/* What is wrong with a step, for a person. */
+static const char *fault_text(int64_t fault)
+{
+    return fault & FAULT_NAN ? "the loss or a gradient is NaN or infinite"
+                             : "the loss is a spike (optim.spike_sigma)";
+}
+
+/* Deals with step `settled`, which a NaN or a spike kept from being applied. */
+static int handle_fault(struct step *step, int64_t fault, struct step_report *report)
+{
+    const struct config_run *run = &step->cfg->run;
+    const enum on_fault action = (enum on_fault)(fault & FAULT_NAN ? run->on_nan : run->on_spike);
+    const long long number = (long long)step->settled + 1;
+    char passed[96];
+    snprintf(passed, sizeof passed, ", and run.faults_max allows %lld such step%s", (long long)run->faults_max,
+             run->faults_max == 1 ? "" : "s");
+    step->faults++;
+    if (action == ON_FAULT_STOP || step->faults > run->faults_max) {
+        return comm_agree(
+            step->comm,
+            err_raise(ERR_NUMERIC, __FILE__, __LINE__,
+                      "step %lld: %s; nothing was updated%s. Checkpoints saved before are intact: lower "
+                      "optim.lr, lengthen optim.warmup_steps or tighten optim.clip, and run again to resume "
+                      "from the last one; or set run.on_nan and run.on_spike",
+                      number, fault_text(fault), action == ON_FAULT_STOP ? "" : passed));
+    }
+    report->rewind = action == ON_FAULT_REWIND;
+    report->skipped += action == ON_FAULT_SKIP;
+    if (step->comm->rank == 0) {
+        log_warn("step %lld: %s; %s (%lld of at most %lld)", number, fault_text(fault),
+                 report->rewind ? "going back to the last checkpoint" : "skipped", (long long)step->faults,
+                 (long long)run->faults_max);
+    }
+    step->settled += action == ON_FAULT_SKIP;
+    return 0;
+}
+
+static void keep_outcome(struct step *step, const struct step_control *control)
+{
+    step->grad_norm = control->norm;
+    step->grad_scale = control->scale;
+    step->loss_mean = control->loss_mean;
+    step->loss_variance = control->loss_variance;
+    step->loss_seen = control->loss_seen;
 }
 
 int step_settle(struct step *step, struct loader *loader, int64_t done, struct step_report *report)
@@ -143,39 +193,38 @@ int step_settle(struct step *step, struct loader *loader, int64_t done, struct s
     int tries = 0;
     for (;;) {
         TRY(zero_control(&step->zero, &control));
+        const int64_t fault = control.fault;
         if (control.steps > 0) tries = 0;
         step->settled += control.steps;
-        if (control.fault == 0) break;
-        if (control.fault & FAULT_NAN) {
-            return fail(
-                step, step->settled,
-                "the loss or a gradient is NaN or infinite; nothing was updated. Checkpoints saved before are "
-                "intact: lower optim.lr, lengthen optim.warmup_steps or tighten optim.clip, and run again to "
-                "resume from the last one");
+        control.fault = control.steps = 0;
+        if (fault == 0) break;
+        if (fault & (FAULT_NAN | FAULT_SPIKE)) {
+            TRY(handle_fault(step, fault, report));
+            if (report->rewind) return 0;
+        } else {
+            if (tries++ == RESCALE_TRIES) return overflows(step);
+            coarsen(step, &control, report);
         }
-        if (tries == RESCALE_TRIES)
-            return fail(step, step->settled, "gradients overflow at every scale; lower optim.lr");
-        tries++;
-        report->redone++;
-        TRY(run_again(step, loader, step->settled, done, control));
+        TRY(run_again(step, loader, done, control));
     }
     ASSERT(step->settled == done);
-    control.steps = 0;
     TRY(zero_set_control(&step->zero, control));
     const double tokens = (double)(step->cfg->batch.global * step->cfg->model.seq_len);
     report->loss = (double)control.loss / MODEL_LOSS_SCALE / tokens;
     report->grad_norm = control.norm;
-    step->grad_norm = control.norm;
-    step->grad_scale = control.scale;
+    keep_outcome(step, &control);
     return 0;
 }
 
-int step_resume(struct step *step, int64_t done, double grad_norm)
+int step_resume(struct step *step, int64_t done)
 {
-    const struct step_control control = {.scale = step_scale(grad_norm), .norm = grad_norm};
+    const struct step_control control = {.scale = step_scale(step->grad_norm),
+                                         .norm = step->grad_norm,
+                                         .loss_mean = step->loss_mean,
+                                         .loss_variance = step->loss_variance,
+                                         .loss_seen = step->loss_seen};
     step->settled = done;
-    step->grad_norm = control.norm;
-    step->grad_scale = control.scale;
+    keep_outcome(step, &control);
     return zero_set_control(&step->zero, control);
 }
 

@@ -12,10 +12,14 @@ struct step {
     struct params params;
     struct model model;
     struct zero zero;
-    int64_t settled;   /* steps done whose outcome is known */
-    double grad_norm;  /* of the last of them, from which the next scale follows; 0 before the first */
-    double grad_scale; /* that scale */
-    float *snapshot;   /* state.c's copy of what this rank saves; NULL: none was taken */
+    int64_t settled;                 /* steps done whose outcome is known */
+    double grad_norm;                /* of the last of them, from which the next scale follows; 0 before the first */
+    double grad_scale;               /* that scale */
+    double loss_mean, loss_variance; /* as in struct step_control */
+    int64_t loss_seen;
+    int64_t faults;                      /* steps skipped or rewound in the whole run */
+    int64_t batches_skipped;             /* step i is trained on batch i + this */
+    float *snapshot;                     /* state.c's copy of what this rank saves; NULL: none was taken */
     int (*before_update)(void *context); /* called before a step first changes the training state; may be NULL */
     void *update_context;
 };
@@ -27,6 +31,8 @@ struct step_report {
     double loss;      /* mean over the tokens of the global batch, in nats */
     double grad_norm; /* before clipping */
     int redone;       /* times that steps were done again with a coarser scale */
+    int skipped;      /* steps that changed nothing, for a NaN or a spike */
+    bool rewind;      /* step `settled` has such a fault, and the caller is to go back to before it */
     double load_s, forward_s, backward_s, reduce_s, update_s; /* waiting for data, and the phases of computation */
 };
 
@@ -41,11 +47,12 @@ int step_start(struct step *step, bool initial_weights);
  * Collective. */
 int step_run(struct step *step, struct loader *loader, int64_t index, struct step_report *report);
 /* Learns what came out of the steps up to `done`, and adds it to the report of the last one. A step in which an integer
- * sum overflowed has changed nothing, nor has any after it: they are done again here. ERR_NUMERIC, on all ranks, when
- * the loss or a gradient was not finite: the weights are then those before that step. Collective. */
+ * sum overflowed has changed nothing, nor has any after it: they are done again here. A step whose loss or gradient is
+ * not finite, or whose loss is a spike, has changed nothing either: as run.on_nan and run.on_spike say, it is passed
+ * over, or report->rewind asks to go back, or it is ERR_NUMERIC on all ranks. Collective. */
 int step_settle(struct step *step, struct loader *loader, int64_t done, struct step_report *report);
-/* Goes on after `done` steps, the last one's gradient having had this norm (0: there was none). */
-int step_resume(struct step *step, int64_t done, double grad_norm);
+/* Goes on after `done` steps, with step->grad_norm, loss_… as they were then; all 0: nothing is known. */
+int step_resume(struct step *step, int64_t done);
 /* Mean loss over a validation loader, at most max_micro_batches (0: all) of each rank. Collective. */
 int step_evaluate(struct step *step, struct loader *loader, int64_t max_micro_batches, double *loss);
 /* Seconds since some fixed moment, for measuring. */

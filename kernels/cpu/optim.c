@@ -258,9 +258,10 @@ int cpu_step_sums(struct device *dev, struct tensor sums, struct tensor fault, s
     return 0;
 }
 
-int cpu_step_decide(struct device *dev, struct tensor control, struct tensor sums, bool exact, double clip)
+int cpu_step_decide(struct device *dev, struct tensor control, struct tensor sums, bool exact,
+                    struct step_limits limits)
 {
     (void)dev;
-    step_decide(control.data, sums.data, exact, clip);
+    step_decide(control.data, sums.data, exact, limits);
     return 0;
 }

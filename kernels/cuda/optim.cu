@@ -374,13 +374,14 @@ extern "C" int cuda_step_sums(struct device *dev, struct tensor sums, struct ten
                        cuda_data<int64_t>(loss));
 }
 
-__global__ void decide(step_control *control, const int64_t *sums, bool exact, double clip)
+__global__ void decide(step_control *control, const int64_t *sums, bool exact, step_limits limits)
 {
-    step_decide(control, sums, exact, clip);
+    step_decide(control, sums, exact, limits);
 }
 
 extern "C" int cuda_step_decide(struct device *dev, struct tensor control, struct tensor sums, bool exact,
-                                double clip)
+                                struct step_limits limits)
 {
-    return CUDA_LAUNCH(dev, decide, 1, 1, 0, cuda_data<step_control>(control), cuda_data<int64_t>(sums), exact, clip);
+    return CUDA_LAUNCH(dev, decide, 1, 1, 0, cuda_data<step_control>(control), cuda_data<int64_t>(sums), exact,
+                       limits);
 }

@@ -95,6 +95,42 @@ class Resume(lib.Case):
         self.assertSameRun(straight, self.train("resumed", *words), 6)
 
 
+class Faults(lib.Case):
+    """Losses that go up by chance are taken for spikes here: with a small optim.spike_sigma there are some in any run."""
+
+    # Without a learning rate, so that the loss does not fall away from its own mean; what tells runs apart are the
+    # optimizer's moments.
+    WORDS = ["run.steps=120", "optim.lr=0", "optim.min_lr=0", "optim.decay_steps=20", "optim.spike_sigma=1.5",
+             "run.faults_max=100", "batch.global=4", "checkpoint.every=10", "checkpoint.keep=100"]
+
+    def check(self, action, event):
+        words = [*self.WORDS, f"run.on_spike={action}"]
+        straight = self.train("straight", *words)
+        faults = lib.events(straight, event)
+        self.assertGreater(len(faults), 1)
+        self.assertSameWeights(straight / "step-00000120", self.train("ranks", *words, ranks=2) / "step-00000120")
+        # Stopped in the middle, and right after the first fault: the same decisions.
+        for at in (75, faults[0]["step"] + 1):
+            with self.subTest(at=at):
+                self.train(f"half{at}", *words, f"run.stop_at={at}", ranks=2)
+                resumed = self.train(f"half{at}", *words)
+                self.assertSameWeights(straight / "step-00000120", resumed / "step-00000120")
+        return straight
+
+    def test_skip(self):
+        self.check("skip", "skip")
+
+    def test_rewind(self):
+        straight = self.check("rewind", "rewind")
+        event = lib.events(straight, "rewind")[0]
+        self.assertEqual(event["step"], (event["fault_step"] - 1) // 10 * 10)
+        self.assertEqual(event["batches_skipped"], event["fault_step"] - event["step"])
+
+    def test_too_many(self):
+        result = lib.tatara(["train", self.config()[0], *self.WORDS, "run.faults_max=1"])
+        self.assertFails(result, "numeric", "spike", "run.faults_max", "1 such step")
+
+
 class Requests(lib.Case):
     """Signals, and files in the run's folder, act at the next step boundary on all ranks."""
 

@@ -180,7 +180,7 @@ int64_t fixture_newest(struct fixture *fix)
 {
     char found[CKPT_PATH_MAX];
     struct ckpt_meta meta;
-    const int rc = ckpt_find_newest(fix->comm, fix->dir, found);
+    const int rc = ckpt_find_newest(fix->comm, fix->dir, INT64_MAX, 1, found);
     err_clear();
     if (rc != 0 || found[0] == '\0') return -1;
     assert_int_equal(ckpt_read_meta(found, &meta), 0);

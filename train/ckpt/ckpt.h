@@ -44,8 +44,11 @@ struct ckpt_meta {
     uint64_t model_id;     /* hash of what makes two models incompatible: names and shapes of all parameters */
     uint64_t tokenizer_id; /* XXH3 of the tokenizer's file; 0: none */
     double tokens;         /* trained so far */
-    char *config_yaml;     /* the effective configuration; on load owned by the caller, who frees it */
-    char version[64];      /* of the program that wrote it */
+    /* What faulty steps left behind: how many there were, batches left out since, and the recent losses' statistics. */
+    int64_t faults, batches_skipped, loss_seen;
+    double loss_mean, loss_variance;
+    char *config_yaml; /* the effective configuration; on load owned by the caller, who frees it */
+    char version[64];  /* of the program that wrote it */
 };
 
 /* Saves step meta->step into run->dir/step-%08d, and then removes the oldest complete checkpoints that `keep` does not
@@ -76,10 +79,11 @@ int ckpt_save_wait(struct ckpt_saver *saver);
 /* Waits for this rank's thread alone; what is unfinished then, the next attempt removes. Not collective. */
 void ckpt_saver_close(struct ckpt_saver *saver);
 
-/* Finds the newest step folder in run_dir whose manifest verifies (every file's size and checksum, the work shared among
+/* Finds the newest step folder in run_dir, of those with steps up to `upto` that are multiples of `multiple`, whose manifest verifies (every file's size and checksum, the work shared among
  * ranks), warning about each newer one that does not and why. found is "" when there is none at all; ERR_DATA when there
  * are checkpoints and none verifies. Collective. */
-int ckpt_find_newest(struct comm *comm, const char *run_dir, char found[CKPT_PATH_MAX]);
+int ckpt_find_newest(struct comm *comm, const char *run_dir, int64_t upto, int64_t multiple,
+                     char found[CKPT_PATH_MAX]);
 /* Verifies one checkpoint folder: ERR_DATA naming the file, what is wrong and what to do. Collective. */
 int ckpt_verify(struct comm *comm, const char *folder);
 /* Reads the metadata. Any one rank; not collective. */

@@ -52,7 +52,7 @@ int zero_layout(struct zero *z, const struct config *cfg, const struct params *p
                        .weights = model->unit,
                        .fault = model->fault,
                        .loss_sum = model->loss_sum,
-                       .clip = cfg->optim.clip,
+                       .limits = {.clip = cfg->optim.clip, .spike_sigma = cfg->optim.spike_sigma},
                        .micro_batches = cfg->batch.global / cfg->batch.micro};
     const size_t n_units = (size_t)params->n_units;
     z->acc = calloc(4 * n_units, sizeof *z->acc);
@@ -105,6 +105,10 @@ int zero_init(struct zero *z)
     if (!buffer) FAIL(ERR_SYSTEM, "out of memory for %lld initial weights", (long long)INIT_ELEMS);
     for (int u = 0; u < z->params->n_units; u++)
         TRY_GOTO(init_unit(z, u, buffer), done);
+    for (int u = 0; u < z->params->n_units; u++) {
+        TRY_GOTO(op_fill(z->dev, z->m[u], 0), done);
+        TRY_GOTO(op_fill(z->dev, z->v[u], 0), done);
+    }
     TRY_GOTO(zero_gather(z), done);
 done:
     free(buffer);
@@ -166,7 +170,7 @@ int zero_reduce(struct zero *z)
     TRY(op_step_sums(z->dev, z->sums, z->fault, z->loss_sum));
     TRY(comm_sum_start(z->comm, z->sums, false));
     TRY(comm_wait(z->comm));
-    return op_step_decide(z->dev, z->control, z->sums, z->reduce == REDUCE_EXACT, z->clip);
+    return op_step_decide(z->dev, z->control, z->sums, z->reduce == REDUCE_EXACT, z->limits);
 }
 
 int zero_set_control(struct zero *z, struct step_control control)

@@ -32,8 +32,8 @@ struct zero {
     struct tensor fault;           /* i32 [1], shared with the model */
     struct tensor loss_sum;        /* i64 [1], the model's */
     struct tensor *weights;        /* the model's units, in the compute type */
-    double clip;                   /* largest norm of the gradient; 0: any */
-    bool last;                     /* the micro-batch in hand is this rank's last of the step */
+    struct step_limits limits;
+    bool last; /* the micro-batch in hand is this rank's last of the step */
 };
 
 /* Takes memory for accumulators and optimizer state. model is laid out already, over the same arena. */
