@@ -79,9 +79,9 @@ int ckpt_save_wait(struct ckpt_saver *saver);
 /* Waits for this rank's thread alone; what is unfinished then, the next attempt removes. Not collective. */
 void ckpt_saver_close(struct ckpt_saver *saver);
 
-/* Finds the newest step folder in run_dir, of those with steps up to `upto` that are multiples of `multiple`, whose manifest verifies (every file's size and checksum, the work shared among
- * ranks), warning about each newer one that does not and why. found is "" when there is none at all; ERR_DATA when there
- * are checkpoints and none verifies. Collective. */
+/* Finds the newest step folder in run_dir, of those with steps up to `upto` that are multiples of `multiple`, whose
+ * manifest verifies (every file's size and checksum, the work shared among ranks), warning about each newer one that
+ * does not and why. found is "" when there is none at all; ERR_DATA when there are some and none verifies. Collective. */
 int ckpt_find_newest(struct comm *comm, const char *run_dir, int64_t upto, int64_t multiple,
                      char found[CKPT_PATH_MAX]);
 /* Verifies one checkpoint folder: ERR_DATA naming the file, what is wrong and what to do. Collective. */
