@@ -35,5 +35,5 @@ tatara_test(test_matmul_plan LABEL cuda SOURCES ${EMU}/test_matmul_plan.c LINKS 
 target_link_options(test_matmul_plan PRIVATE -Wl,--wrap=clock_gettime)
 
 # The whole program, with the emulated GPU for device=cuda.
-add_executable(tatara_emu ${CMAKE_SOURCE_DIR}/train/main.c)
+add_executable(tatara_emu ${CMAKE_SOURCE_DIR}/train/main.c $<$<BOOL:${TATARA_SANITIZE}>:keep_loaded.c>)
 target_link_libraries(tatara_emu PRIVATE tatara_run tatara_device_emu tatara_nccl_emu)

@@ -85,7 +85,7 @@ class Bits(Emulated):
     def setUpClass(cls):
         folder = lib.temp_dir(cls.addClassCleanup)
         config, cls.straight = lib.write_config(folder, "straight")
-        result = lib.tatara(["train", config, *TINY, "device=cuda"])
+        result = lib.tatara(["train", config, *TINY, "device=cuda"], timeout=120)
         assert result.status == 0, result
 
     def assertSameRun(self, run_dir, straight=None):
@@ -118,14 +118,21 @@ class Bits(Emulated):
         words = [*GPT2, FP32]
         self.assertSameRun(self.run_one("two", *words, ranks=2), self.run_one("one", *words))
 
+    def check_resume(self, before, after):
+        """6 steps = 3 + 3, each half on so many ranks and at such a ZeRO stage."""
+        for (ranks, zero), words in ((before, ["run.stop_at=3"]), (after, [])):
+            half = self.run_one("half", *words, f"parallel.zero={zero}", ranks=ranks)
+        self.assertEqual(lib.events(half, "resume")[0]["step"], 3)
+        self.assertSameRun(half)
+
     def test_resume(self):
-        """6 steps = 3 + 3, on the same ranks and on others, at the same ZeRO stage and at another."""
-        for name, before, after in (("alone", (0, 0), (0, 0)), ("more", (1, 0), (2, 1)), ("fewer", (4, 1), (2, 0))):
-            with self.subTest(name):
-                for (ranks, zero), words in ((before, ["run.stop_at=3"]), (after, [])):
-                    half = self.run_one(name, *words, f"parallel.zero={zero}", ranks=ranks)
-                self.assertEqual(lib.events(half, "resume")[0]["step"], 3)
-                self.assertSameRun(half)
+        self.check_resume((0, 0), (0, 0))
+
+    def test_resume_on_more_ranks(self):
+        self.check_resume((1, 0), (2, 1))
+
+    def test_resume_on_fewer_ranks(self):
+        self.check_resume((4, 1), (2, 0))
 
     def test_other_device(self):
         """A checkpoint does not know what device made it: begun on one and ended on the other, a run is nearly the same."""
@@ -152,7 +159,8 @@ class Refusals(Emulated):
         for count, texts in ((0, ["device: auto takes the CPU: no GPU", "device: CPU"]), (1, ["device: CUDA device 0"])):
             with self.subTest(count):
                 config, _ = self.config(f"auto-{count}")
-                result = lib.tatara(["train", config, *TINY, "device=auto", "run.stop_at=1"], prefix=devices(count))
+                result = lib.tatara(["train", config, *TINY, "device=auto", "run.stop_at=1"], timeout=120,
+                                    prefix=devices(count))
                 self.assertEqual(result.status, 0, result)
                 for text in texts:
                     self.assertIn(text, result.stderr)
@@ -190,7 +198,7 @@ class Run(Emulated):
                 run_dir = self.train(f"ranks-{ranks}", *words, ranks=ranks, timeout=120)
                 _, memory = lib.plan(self, self.config("plan")[0], *words, f"ranks={ranks}")
                 total = memory.pop("total")
-                self.assertGreater(min(memory.values()), 0.5 * lib.MIB, memory)
+                self.assertGreater(min(filter(None, memory.values())), 0.5 * lib.MIB, memory)
                 self.assertAlmostEqual(total, sum(memory.values()), delta=0.3 * lib.MIB)
                 self.assertAlmostEqual(total, lib.events(run_dir, "start")[0]["arena_bytes"], delta=0.051 * lib.MIB)
 
