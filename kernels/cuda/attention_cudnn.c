@@ -1,8 +1,8 @@
 /* Attention by cuDNN 9, through its C API: operation graphs of its backend, which it knows as scaled dot-product
  * attention and runs as one or a few kernels.
  *
- * THIS HAS NOT RUN ON A GPU YET: it was written after NVIDIA's documentation and compiled. attention_choice.cu compares
- * its results with our own kernels' before it uses them.
+ * THIS HAS NOT RUN ON A GPU YET. cuDNN 9.19 accepts both graphs, on a machine without one; whether it has engines for them,
+ * and what they compute, is not known. attention_choice.cu compares its results with our own kernels' before it uses them.
  *
  * Forward: P = softmax(mask(scale·Q·Kᵀ)), O = P·V, and the log of the sum of exponentials. Backward, from that: P again,
  * dV = Pᵀ·dO, dS = P·(dO·Vᵀ − Σ dO·O)·scale, dK = dSᵀ·Q, dQ = dS·K. dQ is asked for as the product itself: then cuDNN
