@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the Debian 12 packages that Tatara needs; the one place that names them.
 #
-#   scripts/install.sh GROUP...       groups: build test quickstart fixtures
+#   scripts/install.sh GROUP...       groups: build test slurm quickstart fixtures
 #
 # Only what is missing is installed. Without root nothing is installed: the one line to run is printed, and the exit
 # status is 1. On a cluster whose nodes have these libraries from elsewhere, skip this script: CMake says what it misses.
@@ -16,13 +16,15 @@ build=(
 # scripts/test.sh: tests, and the tools that read the sources.
 test=(libcmocka-dev libboost-context-dev python3 python3-h5py python3-numpy hdf5-tools clang-tidy clang-format libomp-dev
     cppcheck shellcheck)
+# A Slurm cluster on this machine, for tests/slurm.
+slurm=(slurm-wlm slurmctld slurmd slurm-client munge)
 # scripts/quickstart.sh: from Debian's Japanese documentation to text, a tokenizer and a picture.
 quickstart=(mandoc python3 python3-lxml python3-html2text jq sentencepiece gnuplot-nox)
 # Only for making the test fixtures anew (tests/fixtures); large.
 fixtures=(python3 python3-h5py python3-numpy python3-torch)
 
 usage() {
-    echo "usage: scripts/install.sh GROUP...   groups: build test quickstart fixtures" >&2
+    echo "usage: scripts/install.sh GROUP...   groups: build test slurm quickstart fixtures" >&2
     exit 2
 }
 
@@ -36,6 +38,7 @@ for group in "$@"; do
     case $group in
     build) wanted+=("${build[@]}") ;;
     test) wanted+=("${test[@]}") ;;
+    slurm) wanted+=("${slurm[@]}") ;;
     quickstart) wanted+=("${quickstart[@]}") ;;
     fixtures) wanted+=("${fixtures[@]}") ;;
     *) usage ;;

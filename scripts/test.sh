@@ -7,7 +7,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-scripts/install.sh build test
+scripts/install.sh build test slurm
 
 configure() { # configure FOLDER cmake-options…
     local folder=$1

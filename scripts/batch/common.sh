@@ -3,7 +3,7 @@
 # must be queued again. Sourced by scripts/{slurm,pbs,pjm,sge}/train.*, which set
 #
 #   batch_job        the job's id
-#   batch_restart    how often the scheduler has started this job again: 0, 1, …
+#   batch_restart    how often the scheduler has started this job again: 0, 1, …; empty where it does not tell
 #   batch_nodes      the job's nodes, an array; empty where the scheduler does not tell
 #   batch_same_job   yes: batch_requeue keeps the job's id and its place before those that wait for it
 # and define
@@ -15,6 +15,7 @@
 # and then call batch_main CONFIG.yaml [key=value …].
 #
 # What the user sets (scripts/submit.sh does so):
+#   TATARA_ARGS             CONFIG.yaml key=value …, where the script is given none
 #   TATARA_PROGRAM          the program; default $TATARA_ROOT/build/tatara
 #   TATARA_NODES            nodes to run on; default: all of the job. The job's further nodes are spares
 #   TATARA_RANKS_PER_NODE   default 1
@@ -26,7 +27,7 @@
 #   TATARA_CHAIN, TATARA_CHAIN_LAST   the name of the chain that this job is a link of; 1 for its last link
 #
 # The program's exit status decides (tatara --help lists them):
-#   0                   the run is finished
+#   0                   the run is finished, if its last checkpoint is there
 #   2 3 4 5 9 10        a new attempt would end the same way: the job ends with this status
 #   11                  stopped with a checkpoint: queued again when the time limit is why, else the job ends with 11
 #   6                   disk or memory: tried again only once the run has a checkpoint, since a wrong set-up fails before
@@ -39,7 +40,7 @@
 signals=0 limit=no ending=no batch_pid='' timers=()
 
 say() {
-    printf '%(%F %T)T job %s.%s: %s\n' -1 "$batch_job" "$batch_restart" "$*"
+    printf '%(%F %T)T job %s%s: %s\n' -1 "$batch_job" "${batch_restart:+.$batch_restart}" "$*"
 }
 
 refuse() {
@@ -101,6 +102,18 @@ newest_step() {
         ((step <= newest)) || newest=$step
     done
     echo "$newest"
+}
+
+# Whether an attempt that ended with status 0 has finished the run: srun ends with 0, too, when it gives a step up whose
+# nodes it lost.
+is_finished() {
+    local steps
+    steps=$(config_value run steps "$@")
+    if [[ $steps =~ ^[0-9]+$ ]]; then
+        [[ $(newest_step) -ge $steps ]]
+    else
+        [[ $(newest_step) -gt 0 ]] && ! grep -q '^srun: error: ' "$log"
+    fi
 }
 
 # ---- signals ----
@@ -219,6 +232,11 @@ launch_mpirun() {
     batch_pid=$!
 }
 
+# left_by_clock: for batch_left, where the scheduler cannot be asked.
+left_by_clock() {
+    [[ -z ${TATARA_TIME_S:-} ]] || echo $((TATARA_TIME_S - SECONDS))
+}
+
 # ---- the end of an attempt ----
 
 # finish STATUS WHY: ends the job. Links of its chain that follow end at once, too.
@@ -257,6 +275,10 @@ again() {
 batch_main() {
     local config tries=0 attempt=0 status=0 before_step chain_name chain_status rest
     local run_dir logs log command chosen=() excluded=() blamed=' '
+    if [[ $# -eq 0 ]]; then # some schedulers pass a script no arguments
+        read -ra command <<<"${TATARA_ARGS:-}"
+        set -- ${command[@]+"${command[@]}"}
+    fi
     [[ $# -ge 1 ]] || refuse "no configuration: give CONFIG.yaml and key=value words, or TATARA_ARGS"
     config=$1
     shift
@@ -274,6 +296,12 @@ batch_main() {
     command=("$TATARA_PROGRAM" train "$config" checkpoint.resume=auto "$@")
     logs=$run_dir/logs
     mkdir -p "$logs" || refuse "$logs cannot be created"
+    if [[ -z $batch_restart ]]; then
+        batch_restart=0
+        while compgen -G "$logs/$batch_job.$batch_restart.*.log" >/dev/null; do
+            batch_restart=$((batch_restart + 1))
+        done
+    fi
 
     if [[ -n ${TATARA_CHAIN:-} && -e $logs/ended ]]; then
         read -r chain_name chain_status rest <"$logs/ended" || true
@@ -301,6 +329,10 @@ ${excluded[*]})}; newest checkpoint: step $before_step; log: $log"
             wait_for_launcher
         fi
         say "attempt $attempt ended with status $status"
+        if [[ $status -eq 0 ]] && ! is_finished "$config" "$@"; then
+            say "and yet the run is not finished: the launcher has lost it"
+            status=1
+        fi
 
         case $status in
         0) finish 0 "the run is finished" ;;

@@ -267,13 +267,19 @@ class Cluster:
         text = self.command("scontrol", "-o", "show", "job", job, check=False).splitlines()
         return dict(re.findall(r"(\w+)=(\S*)", text[0])) if text else {}
 
+    def steps(self, job):
+        """Ids of the processes that watch over a job's steps, on nodes whose slurmd lives."""
+        alive = [node for node in self.nodes.values() if node.slurmd.poll() is None]
+        return [pid for node in alive for pid in node.processes()
+                if re.match(rf"slurmstepd: \[{job}[.\]]", command_line(pid))]
+
     def queue(self):
         """Ids of the jobs that run or wait."""
         return self.command("squeue", "-h", "-a", "-o", "%A").split()
 
     def queue_running(self):
-        """Ids of the jobs that run."""
-        return self.command("squeue", "-h", "-a", "-t", "R", "-o", "%A").split()
+        """Ids of the jobs that run; JOB_TASK in an array, where JOB names all its jobs."""
+        return self.command("squeue", "-h", "-a", "-t", "R", "-o", "%i").split()
 
     def hurry(self, job):
         """Lets a requeued job start now: Slurm itself waits for two minutes."""

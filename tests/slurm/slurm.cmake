@@ -1,0 +1,14 @@
+# Jobs under schedulers.
+#   label unit    the job scripts and scripts/submit.sh, with schedulers that only note what they are asked
+#   label slurm   jobs on a real Slurm of four nodes on this machine; skipped where none can be started
+#                 (tests/slurm/test_slurm.py --all runs the longer cases, too)
+if(NOT TATARA_SANITIZE)
+  tatara_ctest(lint_batch LABEL lint TIMEOUT 120 COMMAND ${CMAKE_CURRENT_LIST_DIR}/lint_batch.sh ${CMAKE_SOURCE_DIR})
+  set(SLURM_ARGUMENTS --tatara $<TARGET_FILE:tatara> --mpirun ${TATARA_MPIRUN_LINE} --data ${TATARA_CORPUS})
+  tatara_ctest(test_batch LABEL unit TIMEOUT 400 COMMAND /usr/bin/python3 ${CMAKE_CURRENT_LIST_DIR}/test_batch.py
+    ${SLURM_ARGUMENTS})
+  tatara_ctest(test_slurm LABEL slurm TIMEOUT 600 RANKS 4 COMMAND /usr/bin/python3
+    ${CMAKE_CURRENT_LIST_DIR}/test_slurm.py ${SLURM_ARGUMENTS})
+  set_tests_properties(test_slurm PROPERTIES SKIP_RETURN_CODE 77)
+  set_tests_properties(test_batch test_slurm PROPERTIES FIXTURES_REQUIRED ${TATARA_TEST_PREFIX}corpus)
+endif()
