@@ -274,11 +274,13 @@ static int open_metrics(struct run *run)
                                            model_flops_per_token(&run->cfg->model, run->vocab_size), peak_flops)));
     if (run->comm->rank != 0) return 0;
     log_info("matmul: %.0f GFLOP/s measured, all ranks together", peak_flops / 1e9);
+    /* On a GPU the arena is its memory, and what MPI takes is the host's. */
+    const size_t comm_bytes = run->dev.kind == DEVICE_CPU ? comm_buffer_bytes(run->comm) : 0;
     return metrics_event(&run->metrics, run->done > 0 ? "resume" : "start", run->done,
                          json_pack("{s:i, s:I, s:I, s:I, s:I, s:f}", "ranks", run->comm->ranks, "parameters",
                                    (json_int_t)run->step.params.elems, "arena_bytes", (json_int_t)run->arena.size,
-                                   "planned_bytes", (json_int_t)(run->arena.size + comm_buffer_bytes(run->comm)),
-                                   "base_rss_bytes", (json_int_t)run->base_bytes, "matmul_flops", peak_flops));
+                                   "planned_bytes", (json_int_t)(run->arena.size + comm_bytes), "base_rss_bytes",
+                                   (json_int_t)run->base_bytes, "matmul_flops", peak_flops));
 }
 
 /* How the save under way ended. Not collective. */

@@ -188,6 +188,7 @@ class Trouble(Run):
         lib.wait_for("the end of all ranks", lambda: not any(is_running(rank) for rank in ranks), timeout=5)
         self.check_loads()
 
+    @unittest.skipIf(lib.SANITIZED, "its times are those of a program without sanitizers")
     def test_stopped_rank(self):
         """A rank that stands still, whichever it is, is named by the others, and the job ends with the status that says:
         try again. What it was stopped in does not matter: the last one may have been inside a collective."""
@@ -209,6 +210,7 @@ class Trouble(Run):
                 lib.wait_for("the end of all ranks", lambda: not any(is_running(rank) for rank in ranks), timeout=5)
         self.check_loads()
 
+    @unittest.skipIf(lib.SANITIZED, "its times are those of a program without sanitizers")
     def test_slow_rank(self):
         """A rank that gets a quarter of its time is named in the progress line."""
         words = ["train", self.yaml, "run.steps=1000000", "log.every=10"]

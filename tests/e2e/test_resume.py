@@ -1,6 +1,7 @@
 """Stopping and going on changes nothing: bit for bit the weights, optimizer state and losses of a run in one go."""
 import os
 import signal
+import unittest
 
 import lib
 
@@ -95,6 +96,7 @@ class Resume(lib.Case):
         self.assertSameRun(straight, self.train("resumed", *words), 6)
 
 
+@unittest.skipIf(lib.SANITIZED, "hundreds of steps, in the same code as without sanitizers; tests/mpi/test_step.c has it")
 class Faults(lib.Case):
     """Losses that go up by chance are taken for spikes here: with a small optim.spike_sigma there are some in any run."""
 
