@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs the Debian 12 packages that Tatara needs; the one place that names them.
 #
-#   scripts/install.sh GROUP...       groups: build test slurm quickstart fixtures
+#   scripts/install.sh GROUP...             groups: build test slurm quickstart fixtures
+#   scripts/install.sh --list GROUP...      prints the packages, one a line, and installs nothing
 #
 # Only what is missing is installed. Without root nothing is installed: the one line to run is printed, and the exit
 # status is 1. On a cluster whose nodes have these libraries from elsewhere, skip this script: CMake says what it misses.
@@ -24,7 +25,7 @@ quickstart=(mandoc python3 python3-lxml python3-html2text jq sentencepiece gnupl
 fixtures=(python3 python3-h5py python3-numpy python3-torch)
 
 usage() {
-    echo "usage: scripts/install.sh GROUP...   groups: build test slurm quickstart fixtures" >&2
+    echo "usage: scripts/install.sh [--list] GROUP...   groups: build test slurm quickstart fixtures" >&2
     exit 2
 }
 
@@ -32,6 +33,11 @@ is_installed() {
     [[ $(dpkg-query --show --showformat='${db:Status-Status}' "$1" 2>/dev/null) == installed ]]
 }
 
+list=no
+if [[ ${1:-} == --list ]]; then
+    list=yes
+    shift
+fi
 [[ $# -gt 0 ]] || usage
 wanted=()
 for group in "$@"; do
@@ -45,6 +51,10 @@ for group in "$@"; do
     esac
 done
 
+if [[ $list == yes ]]; then
+    printf '%s\n' "${wanted[@]}"
+    exit 0
+fi
 if ! command -v dpkg-query >/dev/null; then
     echo "scripts/install.sh: this is not Debian; install what corresponds to: ${wanted[*]}" >&2
     exit 1
