@@ -36,7 +36,7 @@ function(tatara_gpu_test name)
   endif()
 endfunction()
 if(TATARA_DEVICE)
-  tatara_gpu_test(test_ops_gpu SOURCES ${TATARA_OPS_TESTS} LINKS tatara_kernels)
+  tatara_gpu_test(test_ops_gpu SOURCES ${TATARA_OPS_TESTS} LINKS tatara_comm) # which comm/nccl.c wants
   tatara_gpu_test(test_torch_gpu SOURCES unit/test_torch.c LINKS tatara_step tatara_hdf5)
 endif()
 # Whole runs: losses beside the CPU's, and ranks that share the one GPU. They need a Python with h5py.
