@@ -141,6 +141,7 @@ on_overdue() {
     signals=$((signals + 1))
     [[ $limit == yes ]] || { on_limit; return; }
     say "the ranks have not stopped in time: this attempt's work since its last checkpoint is lost"
+    [[ -z $batch_pid ]] || kill -TERM "$batch_pid" 2>/dev/null || true
     again "the time limit came before the ranks had stopped" 137
 }
 
@@ -167,9 +168,15 @@ stop_timers() {
     timers=()
 }
 
-# Waits for the launcher; its status goes to `status`. A trap interrupts `wait`, which then says nothing of the launcher.
+# Waits for the launcher; its status goes to `status`. The wait is in short pieces, since a signal that comes just before
+# bash's `wait` has its trap run only after it, and `wait` that a trap interrupts says nothing of the launcher.
 wait_for_launcher() {
-    local before rc
+    local before rc polls=0
+    while kill -0 "$batch_pid" 2>/dev/null; do
+        polls=$((polls + 1))
+        if ((polls < 20)); then sleep 0.1 & else sleep 1 & fi
+        wait $! || true
+    done
     while :; do
         before=$signals rc=0
         wait "$batch_pid" || rc=$?

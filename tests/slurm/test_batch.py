@@ -21,7 +21,8 @@ ROOT = HERE.parent.parent
 SUFFIX = {"slurm": "sbatch", "pbs": "pbs", "pjm": "pjm", "sge": "sge"}
 MORE = {"slurm": ["--option", "--partition=main"], "pbs": ["--option", "-q main"], "pjm": ["--option", "-L rscgrp=main"],
         "sge": ["--option", "-l node_f=2"]}
-# Notes each call. A launcher ends with the next status of its list; "hold" is a run that goes on until it is asked to stop.
+# Notes each call. A launcher ends with the next status of its list; "hold" is a run that goes on until it is asked to
+# stop, "stuck" one that does so then, too.
 FAKE = r"""#!/bin/bash
 name=${0##*/}
 echo "$name $*" >>"$FAKE/calls"
@@ -33,10 +34,15 @@ srun* | mpirun*)
     sed -i 1d "$FAKE/statuses"
     if [[ -e $FAKE/says ]]; then cat "$FAKE/says" >&2; fi
     if [[ $status == hold ]]; then
-        sleep 60 &
-        trap 'kill $!; exit 11' USR1
+        trap 'exit 11' USR1
         touch "$FAKE/holding"
-        wait
+        while sleep 0.1; do :; done
+    fi
+    if [[ $status == stuck ]]; then
+        trap '' USR1
+        trap 'exit 143' TERM
+        touch "$FAKE/holding"
+        while sleep 0.1; do :; done
     fi
     # The run of 20 steps is finished; "lost" is a launcher that knows nothing of its ranks any more.
     if [[ $status == 0 ]]; then mkdir -p "$RUN_DIR/step-00000020"; fi
@@ -46,7 +52,7 @@ srun* | mpirun*)
 "scontrol show hostnames"*) printf '%s\n' n1 n2 n3 ;;
 "scontrol --oneliner show job"*) echo "JobId=$SLURM_JOB_ID JobState=RUNNING Restarts=$(cat "$FAKE/restarts") Requeue=1" ;;
 sinfo*) cat "$FAKE/lost" 2>/dev/null ;;
-squeue*) echo 1-02:03:04 ;;
+squeue*) cat "$FAKE/left" ;;
 pjsub*) echo "[INFO] PJM 0000 pjsub Job 77_$(wc -l <"$FAKE/calls") submitted." ;;
 sbatch* | qsub*) wc -l <"$FAKE/calls" ;;
 esac
@@ -64,6 +70,7 @@ class Batch(lib.Case):
             (self.fake / tool).write_text(FAKE)
             (self.fake / tool).chmod(0o755)
         (self.fake / "restarts").write_text("0")
+        (self.fake / "left").write_text("1-02:03:04")
         (self.fake / "nodes").write_text("n1\nn1\nn2\nn2\nn3\nn3\n")
         (self.fake / "slots").write_text("n1 2 q\nn2 2 q\nn3 2 q\n")
         self.yaml, self.run_dir = self.config()
@@ -119,6 +126,13 @@ class Batch(lib.Case):
     def last_script(self):
         scripts = (self.run_dir / "logs").glob("submit-*.sh")
         return max(scripts, key=lambda path: path.stat().st_mtime_ns)
+
+    def with_clock(self, limit, save):
+        """The last job script, with another time limit for its own clock."""
+        script = self.last_script()
+        script.write_text(re.sub(r"TATARA_TIME_S=\d+ TATARA_SAVE_S=\d+", f"TATARA_TIME_S={limit} TATARA_SAVE_S={save}",
+                                 script.read_text()))
+        return script
 
     def requeues(self):
         return [call for call in self.calls("scontrol", "qsub", "pjsub") if "show" not in call]
@@ -241,14 +255,33 @@ class Batch(lib.Case):
             if scheduler == "slurm":
                 self.assertEqual(self.requeues(), ["scontrol requeue 5"])
                 continue
-            script = self.last_script()
-            script.write_text(re.sub(r"TATARA_TIME_S=\d+ TATARA_SAVE_S=\d+", "TATARA_TIME_S=2 TATARA_SAVE_S=1",
-                                     script.read_text()))
             self.forget("hold")
             began = time.monotonic()
-            status, said = self.job(scheduler)
+            status, said = self.job(scheduler, self.with_clock(2, 1))
             self.assertIn("the time limit is near", said)
             self.assertLess(time.monotonic() - began, 15)
+
+    def test_overdue(self):
+        """Ranks that do not stop when they are asked to: the job is queued again before the limit ends it."""
+        for scheduler in self.each():
+            self.forget("stuck")
+            (self.fake / "left").write_text("0:02")
+            began = time.monotonic()
+            status, said = self.job(scheduler, self.with_clock(4, 2), ask=scheduler == "slurm")
+            self.assertLess(time.monotonic() - began, 15)
+            self.assertEqual(status, 99 if scheduler == "sge" else 137, said)
+            self.assertIn("the ranks have not stopped in time", said)
+            self.assertEqual(len(self.requeues()), int(scheduler != "sge"), said)
+
+    def test_left(self):
+        """The time that Slurm says is left, in its several forms."""
+        function = re.search(r"^batch_left\(\) \{.*?^\}", (ROOT / "scripts/slurm/train.sbatch").read_text(), re.M | re.S)
+        for text, seconds in [("1-02:03:04", "93784"), ("02:03:04", "7384"), ("3:04", "184"), ("0:59", "59"),
+                              ("UNLIMITED", ""), ("INVALID", "")]:
+            (self.fake / "left").write_text(text + "\n")
+            done = subprocess.run(["bash", "-c", f"{function.group(0)}\nbatch_job=5\nbatch_left"], capture_output=True,
+                                  text=True, check=True, timeout=20, env=self.environment())
+            self.assertEqual(done.stdout.strip(), seconds, text)
 
     def test_chain(self):
         """A link that reaches its limit leaves the run to the next; when the run is over, the next end at once."""

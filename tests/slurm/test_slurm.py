@@ -54,6 +54,7 @@ class Jobs(lib.Case):
 
     def setUp(self):
         super().setUp()
+        self.pending = {}  # since when a job waits to be started again
         self.addCleanup(self.restore)
 
     def restore(self):
@@ -112,10 +113,11 @@ class Jobs(lib.Case):
 
     def ended(self, job):
         """Whether a job is over; one that waits to be started again is let start, once its first attempt is gone from the
-        nodes that Slurm reaches: what the two minutes are for."""
+        nodes that Slurm reaches, and 3 s later: a slurmd refuses a job that starts in the second in which it was ended."""
         state = self.slurm.job(job)
-        if state.get("JobState") == "PENDING" and state.get("Reason") in ("BeginTime", "None"):
-            if not self.slurm.steps(job):
+        if state.get("JobState") == "PENDING" and not self.slurm.steps(job):
+            since = self.pending.setdefault((job, state.get("Restarts")), time.monotonic())
+            if time.monotonic() > since + 3:
                 self.slurm.hurry(job)
         return state if state.get("JobState") in ENDED else None
 
