@@ -96,8 +96,8 @@ STEP_INLINE void step_decide(struct step_control *control, const int64_t *sums, 
     double squares = 0;
     for (int i = 3; i >= 0; i--)
         squares = ldexp(squares, 32) + (double)sums[SUMS_SQUARES + i];
-    const double scale = exact ? control->scale : ldexp(1.0, SQUARES_BITS / 2);
-    const double norm = sqrt(squares / (scale * scale)), factor = limits.clip > 0 ? limits.clip / (norm + 1e-6) : 1;
+    const double quanta = exact ? control->scale : ldexp(1.0, SQUARES_BITS / 2);
+    const double norm = sqrt(squares / (quanta * quanta)), factor = limits.clip > 0 ? limits.clip / (norm + 1e-6) : 1;
     if (!isfinite(norm))
         control->fault = FAULT_NAN;
     else if (step_is_spike(control, (double)sums[SUMS_LOSS], limits.spike_sigma))

@@ -30,6 +30,15 @@ def expected(t, shape, step):
     return (t * 1024 + np.arange(np.prod(shape)) + step / 64).astype(np.float32).reshape(shape)
 
 
+def digest(values):
+    """As train/ckpt/digest.c defines it, which every rank computes of its own part only."""
+    with np.errstate(over="ignore"):
+        places = np.arange(values.size, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        h = places + values.ravel().view(np.uint32).astype(np.uint64)
+        h = (h ^ (h >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93)
+        return int(np.sum(h ^ (h >> np.uint64(32)), dtype=np.uint64))
+
+
 def datasets(h5):
     names = []
     h5.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
@@ -41,6 +50,8 @@ def check(folder, step):
     assert manifest["meta"]["step"] == step
     assert sorted(f["name"] for f in manifest["files"]) == sorted(p.name for p in folder.glob("*.h5"))
     assert [(t["name"], tuple(t["shape"])) for t in manifest["tensors"]] == TENSORS
+    for t, (name, shape) in enumerate(TENSORS):
+        assert int(manifest["tensors"][t]["digest"], 16) == digest(expected(t, shape, step)), name
     with h5py.File(folder / "index.h5", "r") as h5:
         assert datasets(h5) == sorted(name for name, _ in TENSORS)
         for t, (name, shape) in enumerate(TENSORS):

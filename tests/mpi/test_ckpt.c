@@ -270,7 +270,7 @@ static void test_commands(void **state)
                       (const char *[]){"step          1\n", "fedcba9876543210", "  model: {arch: llama}", "test 1.0",
                                        "optim/exp_avg/model.embed_tokens.weight", "[37, 13]",
                                        /* single: one element, 5 * 1024 + 1/64 */
-                                       "     5120.02         5120         5120\n", NULL});
+                                       "     5120.02         5120         5120  c3f610a325e9a2c3\n", NULL});
         expect_output("verify", folder, 0, (const char *[]){"OK: ", NULL});
         fixture_path(&fix, 2, NULL, folder);
         expect_output("verify", folder, ERR_DATA, (const char *[]){NULL});

@@ -29,8 +29,9 @@ struct ckpt_file {
 void ckpt_file_name(char name[CKPT_FILE_MAX], int rank);
 /* Joins folder and name; a path that does not fit is ERR_CONFIG. */
 int ckpt_path(char path[CKPT_PATH_MAX], const char *folder, const char *name);
-/* Brings a written file to disk and fills in its size and checksum, read back from what was written. */
-int ckpt_file_seal(const char *folder, struct ckpt_file *file);
+/* Brings a written file to disk and fills in its size and checksum, read back from what was written. meanwhile, unless
+ * NULL, is called with its context while the disk works. */
+int ckpt_file_seal(const char *folder, struct ckpt_file *file, void (*meanwhile)(void *context), void *context);
 /* Compares a file's size and checksum with the manifest's: ERR_DATA naming the file and what is wrong. */
 int ckpt_file_verify(const char *folder, const struct ckpt_file *file);
 /* Whether the file is there with the manifest's size. Never fails. */
@@ -71,6 +72,7 @@ struct ckpt_tensor {
     int64_t shape[CKPT_DIMS_MAX];
     int n_ranges;
     struct ckpt_range *ranges; /* ascending; together the whole tensor. Owned by the manifest */
+    uint64_t digest;           /* of all its elements */
 };
 
 struct ckpt_manifest {
@@ -91,6 +93,11 @@ int64_t ckpt_tensor_elems(int ndim, const int64_t *shape);
 bool ckpt_ranges_tile(struct ckpt_tensor *tensor);
 /* Whether the name is letters, digits and ._- in parts divided by single slashes, and fits. */
 bool ckpt_name_valid(const char *name);
+
+/* ---- digests (digest.c) ---- */
+
+/* The part of a tensor's digest that its elements [begin, end) make up; the parts of a whole add up to it. */
+uint64_t ckpt_digest(const float *data, int64_t begin, int64_t end);
 
 /* ---- reading (load.c) ---- */
 
@@ -136,8 +143,10 @@ int ckpt_h5_raise(int code, const char *file, int line, const char *path, const 
 
 /* ---- what a save writes (write.c, index.c) ---- */
 
-/* Writes this rank's slabs into its file in `folder` and seals it. Reads the slabs only, so it can run in a thread. */
-int ckpt_write_rank_file(const char *folder, int rank, const struct ckpt_slab *slabs, int n, struct ckpt_file *file);
+/* Writes this rank's slabs into its file in `folder` and seals it; digest[i] is that of slab i. Reads the slabs only, so it
+ * can run in a thread. */
+int ckpt_write_rank_file(const char *folder, int rank, const struct ckpt_slab *slabs, int n, struct ckpt_file *file,
+                         uint64_t *digest);
 /* Writes index.h5 for the tensors of the manifest and seals it into the manifest's last file entry. */
 int ckpt_write_index(const char *folder, struct ckpt_manifest *manifest);
 

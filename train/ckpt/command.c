@@ -114,7 +114,8 @@ static int show_tensor(const char *folder, const struct ckpt_manifest *manifest,
     if (tensor->ndim == 1) snprintf(shape, sizeof shape, "[%" PRId64 "]", tensor->shape[0]);
     if (tensor->ndim == 2)
         snprintf(shape, sizeof shape, "[%" PRId64 ", %" PRId64 "]", tensor->shape[0], tensor->shape[1]);
-    printf("  %-64s %-18s %12.6g %12.5g %12.5g", tensor->name, shape, sqrt(stats.sum_squares), stats.min, stats.max);
+    printf("  %-64s %-18s %12.6g %12.5g %12.5g  %016" PRIx64, tensor->name, shape, sqrt(stats.sum_squares), stats.min,
+           stats.max, tensor->digest);
     if (stats.not_finite > 0) printf("  %" PRId64 " elements are NaN or infinite", stats.not_finite);
     printf("\n");
     return 0;
@@ -151,7 +152,7 @@ static int show(const char *folder)
     show_meta(folder, &manifest);
     buffer = malloc((size_t)CHUNK_ELEMS * sizeof *buffer);
     if (!buffer) FAIL_GOTO(done, ERR_SYSTEM, "no memory left to read %s", folder);
-    printf("tensors\n  %-64s %-18s %12s %12s %12s\n", "name", "shape", "norm", "min", "max");
+    printf("tensors\n  %-64s %-18s %12s %12s %12s  %s\n", "name", "shape", "norm", "min", "max", "digest");
     for (int i = 0; i < manifest.n_tensors; i++) {
         TRY_GOTO(show_tensor(folder, &manifest, &manifest.tensors[i], buffer), done);
     }

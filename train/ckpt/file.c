@@ -68,7 +68,7 @@ static int wait_sync(struct aiocb *sync, const char *path)
     return 0;
 }
 
-int ckpt_file_seal(const char *folder, struct ckpt_file *file)
+int ckpt_file_seal(const char *folder, struct ckpt_file *file, void (*meanwhile)(void *context), void *context)
 {
     int rc = 0;
     char path[CKPT_PATH_MAX];
@@ -81,6 +81,7 @@ int ckpt_file_seal(const char *folder, struct ckpt_file *file)
     if (aio_fsync(O_SYNC, &sync) != 0) {
         FAIL_GOTO(done, ERR_SYSTEM, "%s: cannot be brought to disk: %s", path, strerror(errno));
     }
+    if (meanwhile) meanwhile(context);
     rc = hash_fd(fd, path, file);
     const int sync_rc = wait_sync(&sync, path);
     rc = rc != 0 ? rc : sync_rc;

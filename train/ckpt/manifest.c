@@ -103,7 +103,9 @@ static int write_file_entry(FILE *out, const struct ckpt_file *file, const char 
 
 static int write_tensor_entry(FILE *out, const struct ckpt_tensor *tensor, const char *before)
 {
+    char digest[HEX_DIGITS + 1];
     json_t *shape = json_array(), *ranges = json_array();
+    format_hex(digest, tensor->digest);
     for (int i = 0; i < tensor->ndim; i++) {
         (void)json_array_append_new(shape, json_integer((json_int_t)tensor->shape[i]));
     }
@@ -114,8 +116,8 @@ static int write_tensor_entry(FILE *out, const struct ckpt_tensor *tensor, const
     }
     const bool whole =
         json_array_size(shape) == (size_t)tensor->ndim && json_array_size(ranges) == (size_t)tensor->n_ranges;
-    json_t *entry =
-        json_pack("{s:s, s:s, s:o, s:o}", "name", tensor->name, "dtype", "f32", "shape", shape, "ranges", ranges);
+    json_t *entry = json_pack("{s:s, s:s, s:s, s:o, s:o}", "name", tensor->name, "dtype", "f32", "digest", digest,
+                              "shape", shape, "ranges", ranges);
     if (!whole) {
         json_decref(entry);
         return -1;
@@ -291,10 +293,11 @@ static int parse_ranges(json_t *ranges, struct ckpt_tensor *tensor, int n_files)
 
 static int parse_tensor(json_t *entry, struct ckpt_tensor *tensor, int n_files)
 {
-    const char *name = NULL, *dtype = NULL;
+    const char *name = NULL, *dtype = NULL, *digest = "0000000000000000"; /* old checkpoints have none */
     json_t *shape = NULL, *ranges = NULL;
-    if (json_unpack(entry, "{s:s, s:s, s:o, s:o}", "name", &name, "dtype", &dtype, "shape", &shape, "ranges",
-                    &ranges) != 0) {
+    if (json_unpack(entry, "{s:s, s:s, s?s, s:o, s:o}", "name", &name, "dtype", &dtype, "digest", &digest, "shape",
+                    &shape, "ranges", &ranges) != 0 ||
+        parse_hex(digest, &tensor->digest) != 0) {
         return -1;
     }
     if (!ckpt_name_valid(name) || copy_text(tensor->name, sizeof tensor->name, name) != 0) return -1;

@@ -28,6 +28,9 @@
 /* What lies under the step's name already. */
 enum present { PRESENT_NONE, PRESENT_COMPLETE, PRESENT_DAMAGED };
 
+/* What rank 0 learns of a slab. */
+enum { SLAB_BEGIN, SLAB_END, SLAB_DIGEST, SLAB_FIELDS };
+
 enum phase { PHASE_IDLE, PHASE_WRITE, PHASE_COMMIT };
 
 struct ckpt_saver {
@@ -48,7 +51,8 @@ struct ckpt_saver {
     char temp[CKPT_PATH_MAX], final[CKPT_PATH_MAX];
     bool begun; /* on rank 0: temp is there and is ours to remove */
     enum present present;
-    int64_t *mine, *all;     /* [n][2]: begin and end of each slab; all: of every rank, on rank 0 */
+    int64_t *mine, *all;     /* [n][SLAB_FIELDS] of each slab; all: of every rank, on rank 0 */
+    uint64_t *digest;        /* [n], of this rank's parts */
     struct ckpt_file file;   /* this rank's */
     struct ckpt_file *files; /* of every rank, on rank 0, with room for the index */
 };
@@ -138,14 +142,15 @@ static int find_present(struct ckpt_saver *save)
 static int make_room(struct ckpt_saver *save, int64_t needed_bytes)
 {
     const size_t n = (size_t)save->n, ranks = (size_t)save->comm->ranks;
-    save->mine = calloc(2 * n, sizeof *save->mine);
-    if (!save->mine) FAIL(ERR_SYSTEM, "%s: no memory left to save", save->final);
+    save->mine = calloc(SLAB_FIELDS * n, sizeof *save->mine);
+    save->digest = calloc(n, sizeof *save->digest);
+    if (!save->mine || !save->digest) FAIL(ERR_SYSTEM, "%s: no memory left to save", save->final);
     for (size_t i = 0; i < n; i++) {
-        save->mine[2 * i] = save->slabs[i].begin;
-        save->mine[2 * i + 1] = save->slabs[i].end;
+        save->mine[SLAB_FIELDS * i + SLAB_BEGIN] = save->slabs[i].begin;
+        save->mine[SLAB_FIELDS * i + SLAB_END] = save->slabs[i].end;
     }
     if (save->comm->rank > 0) return 0;
-    save->all = calloc(2 * n * ranks, sizeof *save->all);
+    save->all = calloc(SLAB_FIELDS * n * ranks, sizeof *save->all);
     save->files = calloc(ranks + 1, sizeof *save->files);
     if (!save->all || !save->files) FAIL(ERR_SYSTEM, "%s: no memory left to save", save->final);
     TRY(ckpt_check_owner(save->run));
@@ -180,10 +185,11 @@ static int build_tensor(const struct ckpt_saver *save, int i, struct ckpt_tensor
     tensor->ranges = calloc((size_t)save->comm->ranks, sizeof *tensor->ranges);
     if (!tensor->ranges) FAIL(ERR_SYSTEM, "%s: no memory left to save", save->final);
     for (int rank = 0; rank < save->comm->ranks; rank++) {
-        const int64_t *range = &save->all[2 * ((size_t)rank * (size_t)save->n + (size_t)i)];
-        if (range[0] < range[1]) {
-            tensor->ranges[tensor->n_ranges++] = (struct ckpt_range){range[0], range[1], rank};
-        }
+        const int64_t *slab_of_rank = &save->all[SLAB_FIELDS * ((size_t)rank * (size_t)save->n + (size_t)i)];
+        const struct ckpt_range range = {slab_of_rank[SLAB_BEGIN], slab_of_rank[SLAB_END], rank};
+        if (range.begin >= range.end) continue;
+        tensor->ranges[tensor->n_ranges++] = range;
+        tensor->digest += (uint64_t)slab_of_rank[SLAB_DIGEST];
     }
     if (!ckpt_ranges_tile(tensor)) {
         FAIL(ERR_BUG, "%s: the ranges that the ranks hold leave a gap or overlap", slab->name);
@@ -276,7 +282,10 @@ static void *write_thread(void *saver)
 {
     struct ckpt_saver *save = saver;
     if (save->fill) save->fill(save->context);
-    const int rc = ckpt_write_rank_file(save->temp, save->comm->rank, save->slabs, save->n, &save->file);
+    const int rc =
+        ckpt_write_rank_file(save->temp, save->comm->rank, save->slabs, save->n, &save->file, save->digest);
+    for (int i = 0; i < save->n; i++)
+        save->mine[SLAB_FIELDS * i + SLAB_DIGEST] = (int64_t)save->digest[i];
     err_take(&save->outcome, rc);
     atomic_store(&save->ready, true);
     return NULL;
@@ -327,11 +336,13 @@ static int end_save(struct ckpt_saver *save, int rc)
     free(save->meta.config_yaml);
     free(save->slabs);
     free(save->mine);
+    free(save->digest);
     free(save->all);
     free(save->files);
     save->meta = (struct ckpt_meta){.config_yaml = NULL};
     save->slabs = NULL;
     save->mine = save->all = NULL;
+    save->digest = NULL;
     save->files = NULL;
     save->begun = false;
     save->phase = PHASE_IDLE;
@@ -402,7 +413,7 @@ static int gather(struct ckpt_saver *save)
     const bool first = save->comm->rank == 0;
     TRY(comm_agree(save->comm, end_phase(save)));
     TRY(comm_gather(save->comm, &save->file, save->files, sizeof save->file));
-    TRY(comm_gather(save->comm, save->mine, save->all, 2 * (size_t)save->n * sizeof *save->mine));
+    TRY(comm_gather(save->comm, save->mine, save->all, SLAB_FIELDS * (size_t)save->n * sizeof *save->mine));
     return comm_agree(save->comm, begin_phase(save, PHASE_COMMIT, first ? commit_thread : NULL));
 }
 

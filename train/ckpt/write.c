@@ -72,7 +72,21 @@ done:
     return rc;
 }
 
-int ckpt_write_rank_file(const char *folder, int rank, const struct ckpt_slab *slabs, int n, struct ckpt_file *file)
+struct digests {
+    const struct ckpt_slab *slabs;
+    int n;
+    uint64_t *digest;
+};
+
+static void compute_digests(void *context)
+{
+    const struct digests *d = context;
+    for (int i = 0; i < d->n; i++)
+        d->digest[i] = ckpt_digest(d->slabs[i].data, d->slabs[i].begin, d->slabs[i].end);
+}
+
+int ckpt_write_rank_file(const char *folder, int rank, const struct ckpt_slab *slabs, int n, struct ckpt_file *file,
+                         uint64_t *digest)
 {
     int rc = 0;
     char path[CKPT_PATH_MAX];
@@ -89,7 +103,8 @@ int ckpt_write_rank_file(const char *folder, int rank, const struct ckpt_slab *s
     if (writer.create >= 0) (void)H5Pclose(writer.create);
     if (writer.link >= 0) (void)H5Pclose(writer.link);
     if (rc != 0) return rc;
-    TRY(ckpt_file_seal(folder, file));
+    struct digests digests = {slabs, n, digest};
+    TRY(ckpt_file_seal(folder, file, compute_digests, &digests));
     if (file->bytes < writer.end) {
         FAIL(ERR_SYSTEM, "%s has %lld bytes after writing, and its data ends at %lld; " CKPT_REMEDY_DISK, path,
              (long long)file->bytes, (long long)writer.end);
