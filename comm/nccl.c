@@ -99,7 +99,7 @@ static int give_up(struct comm *comm, const char *why)
     struct nccl *s = nccl_of(comm);
     const struct flight *flight = &s->flight[s->done % FLIGHTS];
     const bool any = s->done < s->started;
-    const ncclComm_t aborted = s->comm;
+    ncclComm_t aborted = s->comm;
     s->comm = NULL;
     (void)ncclCommAbort(aborted);
     FAIL(ERR_COMM,

@@ -43,6 +43,7 @@ static int one_device_a_rank(struct comm *comm)
     if (!seats) rc = err_raise(ERR_SYSTEM, __FILE__, __LINE__, "no memory for the list of %d ranks", comm->ranks);
     if (rc == 0) rc = comm->dev->table->identify(comm->dev, mine.device, sizeof mine.device);
     TRY_GOTO(comm_agree(comm, rc), done);
+    ASSERT(seats);
     TRY_GOTO(comm_gather(comm, &mine, seats, sizeof mine), done);
     if (comm->rank == 0) rc = check_seats(seats, comm->ranks);
     rc = comm_agree(comm, rc);

@@ -70,13 +70,13 @@ static void path_of(const struct watch *w, int rank, char path[FOLDER_MAX + 32])
 /* How many collectives the rank says it has entered; 0 when it says nothing. */
 static unsigned long long count_of(const struct watch *w, int rank)
 {
-    char path[FOLDER_MAX + 32];
-    unsigned long long count = 0;
+    static const char begins[] = "collective ";
+    char path[FOLDER_MAX + 32], line[256] = "";
     path_of(w, rank, path);
     FILE *file = fopen(path, "r");
-    if (file && fscanf(file, "collective %llu", &count) != 1) count = 0;
+    const bool read = file && fgets(line, sizeof line, file);
     if (file) (void)fclose(file);
-    return count;
+    return read && strncmp(line, begins, sizeof begins - 1) == 0 ? strtoull(line + sizeof begins - 1, NULL, 10) : 0;
 }
 
 /* This rank's line. */

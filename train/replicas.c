@@ -85,6 +85,7 @@ int replicas_check(struct step *step, int64_t steps)
     if (comm->ranks == 1) return 0;
     uint64_t *hash = calloc(n, sizeof *hash), *all = calloc(n * (size_t)comm->ranks, sizeof *all);
     if (!hash || !all) rc = err_raise(ERR_SYSTEM, __FILE__, __LINE__, "no memory for comparing the ranks' weights");
+    ASSERT(rc != 0 || (hash && all));
     if (rc == 0) rc = comm_finish(comm);
     if (rc == 0) rc = hash_all(step, steps, hash);
     TRY_GOTO(comm_agree(comm, rc), done);

@@ -83,7 +83,7 @@ static void store(void *host, enum dtype dtype, int64_t i, int64_t value)
 /* Gives the tensor this rank's values, when the ops issued before are done. */
 static void put_values(struct rig *rig, struct tensor t, int salt)
 {
-    void *host = malloc(tensor_bytes(t));
+    void *host = malloc(tensor_bytes(t) + 1);
     assert_non_null(host);
     for (int64_t i = 0; i < tensor_elems(t); i++)
         store(host, t.dtype, i, value_of(t.dtype, rig->comm->rank, i, salt));
@@ -96,7 +96,7 @@ static void put_values(struct rig *rig, struct tensor t, int salt)
 static void expect_values(struct rig *rig, struct tensor t, int salt, int64_t begin, int64_t end, bool gathered)
 {
     const int64_t part = tensor_elems(t) / rig->comm->ranks;
-    void *host = malloc(tensor_bytes(t)), *want = malloc(tensor_bytes(t));
+    void *host = malloc(tensor_bytes(t) + 1), *want = malloc(tensor_bytes(t) + 1);
     assert_true(host && want);
     must(rig->dev.table->download(&rig->dev, host, t.data, tensor_bytes(t)));
     for (int64_t i = begin; i < end; i++) {

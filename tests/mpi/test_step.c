@@ -280,7 +280,7 @@ static void not_a_number_may_be_skipped(void **state)
     f.cfg->run.on_nan = ON_FAULT_SKIP;
     f.cfg->run.faults_max = 1;
     float *weight = f.step.model.wte.data;
-    const int64_t n = FIXTURE_VOCAB * 48;
+    const int64_t n = (int64_t)FIXTURE_VOCAB * 48;
     float *kept = malloc((size_t)n * sizeof *kept);
     assert_non_null(kept);
     memcpy(kept, weight, (size_t)n * sizeof *kept);
@@ -293,7 +293,7 @@ static void not_a_number_may_be_skipped(void **state)
     assert_int_equal(model_weights_changed(&f.step.model), 0);
     assert_int_equal(one_step(&f, 1, &report), 0);
     assert_int_equal(report.skipped, 0);
-    assert_true(report.loss > 0 && memcmp(weight, kept, (size_t)n * sizeof *kept) != 0);
+    assert_true(report.loss > 0 && weight[0] != kept[0]);
     weight[0] = NAN; /* one more is too many */
     for (int64_t v = 0; v < FIXTURE_VOCAB; v++)
         weight[v * 48] = NAN;

@@ -223,12 +223,19 @@ struct difference {
     double largest, squares, squares_a;
 };
 
+static uint32_t bits_of(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
 static void add_difference(struct difference *d, const float *a, const float *b, int64_t n)
 {
     for (int64_t i = 0; i < n; i++) {
         const double gap = (double)a[i] - (double)b[i];
         d->squares_a += (double)a[i] * (double)a[i];
-        if (memcmp(&a[i], &b[i], sizeof *a) == 0) continue;
+        if (bits_of(a[i]) == bits_of(b[i])) continue;
         d->elems++;
         d->squares += gap * gap;
         if (!(fabs(gap) <= d->largest)) d->largest = fabs(gap); /* lets a NaN through */
