@@ -30,7 +30,7 @@ enum { COMMANDS = sizeof commands / sizeof *commands };
 static void usage(void)
 {
     printf("Tatara %s", run_version);
-    puts(": trains language models on CPU clusters with MPI.\n"
+    puts(": trains language models on GPU and CPU clusters.\n"
          "\n"
          "usage: tatara COMMAND ...\n");
     for (int i = 0; i < COMMANDS; i++)
