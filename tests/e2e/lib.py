@@ -25,7 +25,6 @@ STATUS = {"usage": 2, "config": 3, "data": 4, "numeric": 5, "system": 6, "comm":
 MIB = 1 << 20
 ERROR_MARK = "tatara: error: "
 WARNING_MARK = "warning: "
-SANITIZED = bool(os.environ.get("TATARA_SANITIZED"))  # several times slower: no place for what has to be in time
 options = None
 
 # A model that does 20 steps in about a second. Five micro-batches a step: not a multiple of 2, 3 or 4 ranks.

@@ -1,7 +1,6 @@
 """Stopping and going on changes nothing: bit for bit the weights, optimizer state and losses of a run in one go."""
 import os
 import signal
-import unittest
 
 import lib
 
@@ -96,7 +95,6 @@ class Resume(lib.Case):
         self.assertSameRun(straight, self.train("resumed", *words), 6)
 
 
-@unittest.skipIf(lib.SANITIZED, "hundreds of steps, in the same code as without sanitizers; tests/mpi/test_step.c has it")
 class Faults(lib.Case):
     """Losses that go up by chance are taken for spikes here: with a small optim.spike_sigma there are some in any run."""
 
@@ -111,12 +109,10 @@ class Faults(lib.Case):
         faults = lib.events(straight, event)
         self.assertGreater(len(faults), 1)
         self.assertSameWeights(straight / "step-00000120", self.train("ranks", *words, ranks=2) / "step-00000120")
-        # Stopped in the middle, and right after the first fault: the same decisions.
-        for at in (75, faults[0]["step"] + 1):
-            with self.subTest(at=at):
-                self.train(f"half{at}", *words, f"run.stop_at={at}", ranks=2)
-                resumed = self.train(f"half{at}", *words)
-                self.assertSameWeights(straight / "step-00000120", resumed / "step-00000120")
+        # Stopped right after the first fault: the same decisions.
+        self.train("half", *words, f"run.stop_at={faults[0]['step'] + 1}", ranks=2)
+        resumed = self.train("half", *words)
+        self.assertSameWeights(straight / "step-00000120", resumed / "step-00000120")
         return straight
 
     def test_skip(self):
