@@ -7,6 +7,7 @@ CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
 # Parameters by published figures, or as the configuration's name and source imply; every shipped file has a row.
 PARAMETERS = {
     "tiny": 0.16e6,
+    "smoke": 1.74e6,
     "quickstart": 10.1e6,
     "gpt2-124m": 124_439_808,
     "llama-1b": 1_235_814_400,
