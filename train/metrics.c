@@ -3,6 +3,7 @@
 
 #include "err.h"
 #include "log.h"
+#include "proc.h"
 
 #include <errno.h>
 #include <jansson.h>
@@ -16,27 +17,14 @@
 #define SLOW_RATIO 1.2
 #define SLOW_INTERVALS 3
 
-/* A line "Name:   123 kB" of /proc/self/status, in bytes; 0 when it is not there. */
-static size_t status_bytes(const char *name)
-{
-    char line[256];
-    size_t kib = 0;
-    FILE *file = fopen("/proc/self/status", "r");
-    while (file && fgets(line, sizeof line, file)) {
-        if (strncmp(line, name, strlen(name)) == 0) kib = strtoul(line + strlen(name), NULL, 10);
-    }
-    if (file) fclose(file);
-    return kib * 1024;
-}
-
 size_t metrics_rss_bytes(void)
 {
-    return status_bytes("VmRSS:");
+    return proc_bytes("/proc/self/status", "VmRSS:");
 }
 
 size_t metrics_peak_rss_bytes(void)
 {
-    return status_bytes("VmHWM:");
+    return proc_bytes("/proc/self/status", "VmHWM:");
 }
 
 int metrics_open(struct metrics *metrics, struct comm *comm, const struct config *cfg, double flops_per_token,

@@ -6,6 +6,7 @@
 
 #include "cpu.h"
 #include "err.h"
+#include "proc.h"
 
 static int device_open_cpu(struct device *dev, int index)
 {
@@ -48,24 +49,11 @@ static int device_identify_cpu(struct device *dev, char *text, size_t text_bytes
     return 0;
 }
 
-/* A line "Name:   123 kB" of /proc/meminfo, in bytes. */
-static size_t meminfo_bytes(const char *name)
-{
-    char line[256];
-    size_t kib = 0;
-    FILE *file = fopen("/proc/meminfo", "r");
-    while (file && fgets(line, sizeof line, file)) {
-        if (strncmp(line, name, strlen(name)) == 0) kib = strtoul(line + strlen(name), NULL, 10);
-    }
-    if (file) fclose(file);
-    return kib * 1024;
-}
-
 static int device_memory_cpu(struct device *dev, size_t *free_bytes, size_t *total_bytes)
 {
     (void)dev;
-    *free_bytes = meminfo_bytes("MemAvailable:");
-    *total_bytes = meminfo_bytes("MemTotal:");
+    *free_bytes = proc_bytes("/proc/meminfo", "MemAvailable:");
+    *total_bytes = proc_bytes("/proc/meminfo", "MemTotal:");
     return 0;
 }
 
