@@ -10,6 +10,7 @@
 #include "metrics.h"
 #include "plan.h"
 #include "replicas.h"
+#include "saving.h"
 #include "signals.h"
 #include "state.h"
 #include "step.h"
@@ -32,16 +33,10 @@ struct run {
     struct step step;
     struct loader *train, *valid; /* valid NULL: nothing to evaluate on */
     struct metrics metrics;
-    struct ckpt_run folder;
+    struct saving saving;
     int64_t vocab_size;
     uint64_t tokenizer_id;
     int64_t done; /* steps */
-    struct state_saver *saver;
-    int64_t saved;    /* the step of the newest checkpoint that this process wrote or read; −1: none */
-    int64_t began_at; /* the step that this process resumed at, and from which folder */
-    char began_from[CKPT_PATH_MAX];
-    int64_t saving; /* the step of the save that was started last, when, and for how long it held training up */
-    double saving_s, stall_s;
     size_t base_bytes;
 };
 
@@ -166,35 +161,18 @@ static void keep_attention(struct run *run, const struct ckpt_meta *meta)
     free(before);
 }
 
-/* The weights of another run's checkpoint, and nothing else of it. Collective. */
-static int init_from(struct run *run)
-{
-    const char *folder = run->cfg->checkpoint.init_from;
-    struct ckpt_meta meta = {0};
-    TRY(ckpt_verify(run->comm, folder));
-    int rc = ckpt_read_meta(folder, &meta);
-    if (rc == 0) rc = state_load_masters(&run->step, folder, &meta);
-    TRY_GOTO(comm_agree(run->comm, rc), done);
-    TRY_GOTO(state_ready(&run->step), done);
-    log_info("weights: from %s, step %lld", folder, (long long)meta.step);
-done:
-    ckpt_meta_free(&meta);
-    return rc;
-}
-
 static int resume(struct run *run)
 {
     int rc = 0;
     char folder[CKPT_PATH_MAX];
     struct ckpt_meta meta = {0};
     TRY(find_checkpoint(run, folder));
-    TRY(step_start(&run->step, folder[0] == '\0'));
-    if (folder[0] == '\0') return run->cfg->checkpoint.init_from[0] ? init_from(run) : 0;
+    if (folder[0] == '\0') return saving_begin(&run->saving);
+    TRY(step_start(&run->step, false));
     TRY_GOTO(comm_agree(run->comm, ckpt_read_meta(folder, &meta)), done);
     TRY_GOTO(state_load(&run->step, folder, &meta), done);
-    run->done = run->saved = meta.step;
-    run->began_at = meta.step;
-    memcpy(run->began_from, folder, sizeof folder);
+    run->done = run->saving.saved = run->saving.began_at = meta.step;
+    memcpy(run->saving.began_from, folder, sizeof folder);
     keep_attention(run, &meta);
     log_info("resume: step %lld from %s", (long long)run->done, folder);
     if (meta.tokenizer_id != run->tokenizer_id) {
@@ -283,89 +261,6 @@ static int open_metrics(struct run *run)
                                    (json_int_t)run->base_bytes, "matmul_flops", peak_flops));
 }
 
-/* How the save under way ended. Not collective. */
-static int report_save(struct run *run, int rc)
-{
-    const double all_s = step_clock_s() - run->saving_s;
-    const double stall_s = run->stall_s + state_saver_take_wait_s(run->saver);
-    if (rc != 0) {
-        /* All ranks agreed on this failure, and nothing that was saved before is lost: training is worth going on. */
-        if (err_message()[0] != '\0')
-            log_warn("no checkpoint at step %lld: %s", (long long)run->saving, err_message());
-        return rc;
-    }
-    run->saved = run->saving;
-    log_info("checkpoint: %s/step-%08lld in %.1f s, for which training stood still %.2f s", run->cfg->run.dir,
-             (long long)run->saved, all_s, stall_s);
-    return metrics_event(&run->metrics, "checkpoint", run->saved,
-                         json_pack("{s:f, s:f}", "s", all_s, "stall_s", stall_s));
-}
-
-/* Starts a save. Collective. */
-static int save_start(struct run *run)
-{
-    int rc = 0;
-    struct ckpt_meta meta = {.step = run->done,
-                             .grad_scale = run->step.grad_scale,
-                             .grad_norm = run->step.grad_norm,
-                             .faults = run->step.faults,
-                             .batches_skipped = run->step.batches_skipped,
-                             .loss_seen = run->step.loss_seen,
-                             .loss_mean = run->step.loss_mean,
-                             .loss_variance = run->step.loss_variance,
-                             .model_id = run->step.params.id,
-                             .tokenizer_id = run->tokenizer_id,
-                             .tokens =
-                                 (double)run->done * (double)(run->cfg->batch.global * run->cfg->model.seq_len)};
-    const struct ckpt_keep keep = {.newest = run->cfg->checkpoint.keep, .every = run->cfg->checkpoint.keep_every};
-    snprintf(meta.version, sizeof meta.version, "%s", run_version);
-    run->saving = run->done;
-    run->saving_s = step_clock_s();
-    TRY_GOTO(comm_agree(run->comm, config_to_yaml(run->cfg, &meta.config_yaml)), done);
-    TRY_GOTO(state_save_start(run->saver, &meta, keep), done);
-    if (!run->cfg->checkpoint.async) TRY_GOTO(ckpt_save_wait(state_saver_ckpt(run->saver)), done);
-done:
-    free(meta.config_yaml);
-    run->stall_s = step_clock_s() - run->saving_s;
-    metrics_skip(&run->metrics, run->saving_s);
-    return rc != 0 || !run->cfg->checkpoint.async ? report_save(run, rc) : 0;
-}
-
-/* Moves the save under way on, when no rank is busy with its part. Collective. */
-static int save_advance(struct run *run)
-{
-    struct ckpt_saver *ckpt = state_saver_ckpt(run->saver);
-    const int rc = ckpt_save_advance(ckpt);
-    return ckpt_save_busy(ckpt) ? 0 : report_save(run, rc);
-}
-
-/* A save that is due. One that is under way is not waited for. A failure is a warning. Collective. */
-static void save_periodic(struct run *run)
-{
-    if (ckpt_save_busy(state_saver_ckpt(run->saver))) {
-        const int64_t steps = run->done - run->saving;
-        if (run->comm->rank == 0) {
-            log_warn("no checkpoint at step %lld: that of step %lld is still being written, %lld steps later; "
-                     "checkpoint.every=%lld would fit",
-                     (long long)run->done, (long long)run->saving, (long long)steps,
-                     (long long)(steps + run->cfg->checkpoint.every));
-        }
-    } else if (run->saved != run->done) {
-        (void)save_start(run);
-    }
-    err_clear();
-}
-
-/* The last save, which is waited for. Collective. */
-static int save_last(struct run *run)
-{
-    struct ckpt_saver *ckpt = state_saver_ckpt(run->saver);
-    if (ckpt_save_busy(ckpt) && report_save(run, ckpt_save_wait(ckpt)) != 0) err_clear();
-    if (run->saved == run->done) return 0;
-    TRY(save_start(run));
-    return ckpt_save_busy(ckpt) ? report_save(run, ckpt_save_wait(ckpt)) : 0;
-}
-
 static int evaluate(struct run *run)
 {
     double loss = 0;
@@ -387,56 +282,13 @@ static bool due(int64_t step, int64_t every)
     return every > 0 && step % every == 0;
 }
 
-/* Where a rewind from this step goes back to: the newest checkpoint that the interval made, not one that a request did, so
- * that a run which was stopped in between goes back just as far; else the one that the run began from; "": to the
- * beginning. Collective. */
-static int find_rewind(struct run *run, int64_t step, char folder[CKPT_PATH_MAX])
-{
-    const int64_t every = run->cfg->checkpoint.every;
-    folder[0] = '\0';
-    if (every > 0) TRY(ckpt_find_newest(run->comm, run->cfg->run.dir, step, every, folder));
-    if (folder[0] == '\0' && run->began_at > 0) memcpy(folder, run->began_from, CKPT_PATH_MAX);
-    return 0;
-}
-
-/* Goes back, and leaves out the batches from there up to the faulty step's. Collective. */
-static int rewind_run(struct run *run)
-{
-    int rc = 0;
-    char folder[CKPT_PATH_MAX];
-    struct step *step = &run->step;
-    struct ckpt_saver *ckpt = state_saver_ckpt(run->saver);
-    struct ckpt_meta meta = {0};
-    const int64_t fault = step->settled, batch_after = fault + step->batches_skipped + 1;
-    if (ckpt_save_busy(ckpt) && report_save(run, ckpt_save_wait(ckpt)) != 0) err_clear();
-    TRY(find_rewind(run, fault, folder));
-    if (folder[0] != '\0') {
-        TRY_GOTO(comm_agree(run->comm, ckpt_read_meta(folder, &meta)), done);
-        TRY_GOTO(state_load(step, folder, &meta), done);
-    } else {
-        step->grad_norm = step->loss_mean = step->loss_variance = 0;
-        step->loss_seen = 0;
-        TRY_GOTO(step_start(step, true), done);
-    }
-    run->done = meta.step;
-    step->batches_skipped = batch_after - run->done;
-    TRY_GOTO(loader_seek(run->train, batch_after), done);
-    TRY_GOTO(metrics_event(&run->metrics, "rewind", run->done,
-                           json_pack("{s:I, s:I}", "fault_step", (json_int_t)fault + 1, "batches_skipped",
-                                     (json_int_t)step->batches_skipped)),
-             done);
-done:
-    ckpt_meta_free(&meta);
-    return rc;
-}
-
 /* Whether the outcome of the step just issued is wanted at once. A CPU has it anyway. */
 static bool must_settle(struct run *run)
 {
     const struct config *cfg = run->cfg;
     return !run->dev.table->queue(&run->dev) || due(run->done, cfg->log.every) ||
-           due(run->done, cfg->log.eval_every) || due(run->done, cfg->checkpoint.every) ||
-           due(run->done, cfg->run.check_replicas_every);
+           due(run->done, cfg->log.eval_every) || due(run->done, cfg->run.check_replicas_every) ||
+           saving_wanted(&run->saving, run->done);
 }
 
 /* Steps until the end of the run or a request to stop. */
@@ -444,24 +296,25 @@ static int loop(struct run *run)
 {
     const struct config *cfg = run->cfg;
     const int64_t end = cfg->run.stop_at > 0 && cfg->run.stop_at < cfg->run.steps ? cfg->run.stop_at : cfg->run.steps;
+    struct saving *saving = &run->saving;
     struct request request = {.stop = false};
-    bool last = run->done >= end;
-    bool save_asked = false; /* and not yet begun, since another save was under way */
+    bool last = run->done >= end, stop = false;
     struct step_report report;
     TRY(loader_seek(run->train, run->done + run->step.batches_skipped));
     run->metrics.mark_s = step_clock_s();
     while (!last) {
         TRY(step_run(&run->step, run->train, run->done, &report));
         run->done++;
-        TRY(signal_poll(run->comm, cfg->run.dir, !ckpt_save_ready(state_saver_ckpt(run->saver)), &request));
-        if (!request.busy && ckpt_save_busy(state_saver_ckpt(run->saver)) && save_advance(run) != 0) err_clear();
-        last = run->done == end || request.stop;
-        if (last || request.save || must_settle(run)) {
-            TRY(step_settle(&run->step, run->train, run->done, &report));
-        }
+        TRY(signal_poll(run->comm, cfg->run.dir, saving_busy(saving), &request));
+        saving_advance(saving, request.busy);
+        saving->asked |= request.save;
+        stop |= request.stop;
+        last = run->done == end || stop;
+        if (last || must_settle(run)) TRY(step_settle(&run->step, run->train, run->done, &report));
         if (report.rewind) {
-            TRY(rewind_run(run));
-            last = false;
+            TRY(saving_rewind(saving, &run->done));
+            TRY(loader_seek(run->train, run->done + run->step.batches_skipped));
+            last = stop;
             continue;
         }
         if (report.skipped > 0)
@@ -469,24 +322,19 @@ static int loop(struct run *run)
         TRY(metrics_step(&run->metrics, run->comm, run->done, &report, last));
         if (due(run->done, cfg->run.check_replicas_every)) TRY(replicas_check(&run->step, run->done));
         if (due(run->done, cfg->log.eval_every) && run->done < end) TRY(evaluate(run));
-        save_asked |= request.save;
-        if (!last && (due(run->done, cfg->checkpoint.every) ||
-                      (save_asked && !ckpt_save_busy(state_saver_ckpt(run->saver))))) {
-            save_periodic(run);
-            save_asked = false;
-        }
+        if (!last && saving_wanted(saving, run->done)) saving_now(saving, run->done);
     }
     if (run->done >= cfg->run.steps) TRY(evaluate(run));
-    TRY(save_last(run));
+    TRY(saving_last(saving, run->done));
     if (run->done >= cfg->run.steps) {
         log_info("done: %lld steps; the model is in %s/step-%08lld", (long long)run->done, cfg->run.dir,
                  (long long)run->done);
     } else {
         log_info("stopped at step %lld of %lld %s; the same command goes on from here", (long long)run->done,
-                 (long long)cfg->run.steps, request.stop ? "on request" : "as run.stop_at says");
+                 (long long)cfg->run.steps, stop ? "on request" : "as run.stop_at says");
     }
     TRY(metrics_event(&run->metrics, "end", run->done, NULL));
-    if (!request.stop || run->done == end) return 0;
+    if (!stop || run->done == end) return 0;
     err_share(); /* no message: this is how it was meant to end */
     return ERR_STOPPED;
 }
@@ -494,7 +342,8 @@ static int loop(struct run *run)
 static int run_train(struct comm *comm, struct config *cfg)
 {
     int rc = 0;
-    struct run run = {.cfg = cfg, .comm = comm, .saved = -1};
+    struct run run = {.cfg = cfg, .comm = comm};
+    run.saving = (struct saving){.cfg = cfg, .comm = comm, .step = &run.step, .metrics = &run.metrics, .saved = -1};
     TRY_GOTO(signal_open(), done);
     TRY_GOTO(comm_agree(comm, open_device(&run.dev, cfg, comm)), done);
     TRY_GOTO(comm_agree(comm, open_transport(&run)), done);
@@ -502,17 +351,19 @@ static int run_train(struct comm *comm, struct config *cfg)
     TRY_GOTO(comm_agree(comm, open_memory(&run)), done);
     log_info("model: %.1f M parameters; memory: %.0f MiB a rank", (double)run.step.params.elems / 1e6,
              (double)run.arena.size / (1 << 20));
-    TRY_GOTO(ckpt_open_run_dir(comm, cfg->run.dir, &run.folder), done);
+    TRY_GOTO(ckpt_open_run_dir(comm, cfg->run.dir, &run.saving.folder), done);
     TRY_GOTO(comm_agree(comm, comm_watch(comm, cfg->run.dir, (double)cfg->run.hang_timeout_s)), done);
     TRY_GOTO(resume(&run), done);
     TRY_GOTO(choose_attention(&run), done);
     if (comm->rank == 0) rc = save_config(&run);
     TRY_GOTO(comm_agree(comm, rc), done);
-    TRY_GOTO(comm_agree(comm, state_saver_open(&run.saver, &run.step, &run.folder)), done);
+    run.saving.tokenizer_id = run.tokenizer_id;
+    TRY_GOTO(comm_agree(comm, saving_open(&run.saving)), done);
     TRY_GOTO(open_metrics(&run), done);
     TRY_GOTO(loop(&run), done);
 done:
-    state_saver_close(run.saver);
+    if (rc == ERR_NUMERIC && (err_shared() || comm->ranks == 1)) saving_finish(&run.saving);
+    saving_close(&run.saving);
     metrics_close(&run.metrics);
     loader_close(run.valid);
     loader_close(run.train);
@@ -534,7 +385,8 @@ static void usage(void)
          "  --help-config   every option: type, default, range, meaning\n"
          "  --help          this text\n"
          "\n"
-         "To stop: Ctrl-C, SIGTERM or SIGUSR1, or `touch RUN_DIR/STOP`; the step in hand is finished and saved.\n"
+         "To stop: Ctrl-C, SIGTERM or SIGUSR1, or `touch RUN_DIR/STOP`; the step in hand is finished and saved, and\n"
+         "the exit status is 11. `tatara --help` lists the others.\n"
          "To save and go on: `touch RUN_DIR/SAVE`. Under mpirun send SIGUSR1 to mpirun, which passes it on.\n"
          "Environment: TATARA_LOG=debug|info|warn|error.");
 }

@@ -190,6 +190,9 @@ int state_save_start(struct state_saver *s, const struct ckpt_meta *meta, struct
     for (int i = 0; rc == 0 && s->host && i < s->slabs.n; i++)
         rc = dev->table->download(dev, s->slabs.slab[i].data, s->slabs.device[i], slab_bytes(&s->slabs.slab[i]));
     TRY(comm_agree(s->step->comm, rc));
+    while (sem_trywait(&s->copied) == 0) {
+        /* what a save that failed to start may have left */
+    }
     s->copying = s->step->snapshot != NULL;
     rc = ckpt_save_start(s->ckpt, meta, s->slabs.slab, s->slabs.n, keep, s->copying ? fill_snapshot : NULL, s);
     if (rc != 0) s->copying = false;

@@ -1,0 +1,190 @@
+/* When a run saves, and what it says of it. */
+#include "saving.h"
+
+#include "err.h"
+#include "log.h"
+#include "run.h"
+
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+int saving_open(struct saving *s)
+{
+    TRY(state_saver_open(&s->saver, s->step, &s->folder));
+    s->ckpt = state_saver_ckpt(s->saver);
+    return 0;
+}
+
+void saving_close(struct saving *s)
+{
+    state_saver_close(s->saver);
+    s->saver = NULL;
+}
+
+bool saving_busy(const struct saving *s)
+{
+    return !ckpt_save_ready(s->ckpt);
+}
+
+/* How the save under way ended. Not collective. */
+static int report(struct saving *s, int rc)
+{
+    const double all_s = step_clock_s() - s->started_s, stall_s = s->stall_s + state_saver_take_wait_s(s->saver);
+    if (rc != 0) { /* all ranks agreed on this failure; one of them has the message */
+        if (err_message()[0] != '\0')
+            log_warn("no checkpoint at step %lld: %s", (long long)s->started, err_message());
+        return rc;
+    }
+    s->saved = s->started;
+    log_info("checkpoint: %s/step-%08lld in %.1f s, for which training stood still %.2f s", s->cfg->run.dir,
+             (long long)s->saved, all_s, stall_s);
+    return metrics_event(s->metrics, "checkpoint", s->saved, json_pack("{s:f, s:f}", "s", all_s, "stall_s", stall_s));
+}
+
+/* Waits for the save under way, if any, and reports it. Collective. */
+static int wait(struct saving *s)
+{
+    return ckpt_save_busy(s->ckpt) ? report(s, ckpt_save_wait(s->ckpt)) : 0;
+}
+
+static int start(struct saving *s, int64_t done)
+{
+    int rc = 0;
+    const struct step *step = s->step;
+    struct ckpt_meta meta = {.step = done,
+                             .grad_scale = step->grad_scale,
+                             .grad_norm = step->grad_norm,
+                             .faults = step->faults,
+                             .batches_skipped = step->batches_skipped,
+                             .loss_seen = step->loss_seen,
+                             .loss_mean = step->loss_mean,
+                             .loss_variance = step->loss_variance,
+                             .model_id = step->params.id,
+                             .tokenizer_id = s->tokenizer_id,
+                             .tokens = (double)done * (double)(s->cfg->batch.global * s->cfg->model.seq_len)};
+    const struct ckpt_keep keep = {.newest = s->cfg->checkpoint.keep, .every = s->cfg->checkpoint.keep_every};
+    ASSERT(step->settled == done);
+    snprintf(meta.version, sizeof meta.version, "%s", run_version);
+    s->started = done;
+    s->started_s = step_clock_s();
+    TRY_GOTO(comm_agree(s->comm, config_to_yaml(s->cfg, &meta.config_yaml)), done);
+    TRY_GOTO(state_save_start(s->saver, &meta, keep), done);
+    if (!s->cfg->checkpoint.async) TRY_GOTO(ckpt_save_wait(s->ckpt), done);
+done:
+    free(meta.config_yaml);
+    s->stall_s = step_clock_s() - s->started_s;
+    metrics_skip(s->metrics, s->started_s);
+    return ckpt_save_busy(s->ckpt) ? 0 : report(s, rc);
+}
+
+void saving_advance(struct saving *s, bool any_busy)
+{
+    if (any_busy || !ckpt_save_busy(s->ckpt)) return;
+    const int rc = ckpt_save_advance(s->ckpt);
+    if (!ckpt_save_busy(s->ckpt) && report(s, rc) != 0) err_clear();
+}
+
+static bool is_due(const struct saving *s, int64_t done)
+{
+    return s->cfg->checkpoint.every > 0 && done % s->cfg->checkpoint.every == 0;
+}
+
+bool saving_wanted(const struct saving *s, int64_t done)
+{
+    return is_due(s, done) || (s->asked && !ckpt_save_busy(s->ckpt));
+}
+
+void saving_now(struct saving *s, int64_t done)
+{
+    if (ckpt_save_busy(s->ckpt)) {
+        const int64_t steps = done - s->started;
+        if (s->comm->rank == 0) {
+            log_warn("no checkpoint at step %lld: that of step %lld is still being written, %lld steps later; "
+                     "checkpoint.every=%lld would fit",
+                     (long long)done, (long long)s->started, (long long)steps,
+                     (long long)(steps + s->cfg->checkpoint.every));
+        }
+        return;
+    }
+    s->asked = false;
+    if (s->saved != done && start(s, done) != 0) err_clear();
+}
+
+int saving_last(struct saving *s, int64_t done)
+{
+    if (wait(s) != 0) err_clear();
+    if (s->saved == done) return 0;
+    TRY(start(s, done));
+    return wait(s);
+}
+
+void saving_finish(struct saving *s)
+{
+    struct err_record failure;
+    if (!s->ckpt || !ckpt_save_busy(s->ckpt)) return;
+    err_take(&failure, ERR_NUMERIC);
+    if (wait(s) != 0) err_clear();
+    (void)err_give(&failure);
+    err_share();
+}
+
+/* The weights of another run's checkpoint, and nothing else of it. */
+static int init_from(struct saving *s, const char *folder)
+{
+    struct ckpt_meta meta = {0};
+    TRY(ckpt_verify(s->comm, folder));
+    int rc = ckpt_read_meta(folder, &meta);
+    if (rc == 0) rc = state_load_masters(s->step, folder, &meta);
+    TRY_GOTO(comm_agree(s->comm, rc), done);
+    TRY_GOTO(state_ready(s->step), done);
+    log_info("weights: from %s, step %lld", folder, (long long)meta.step);
+done:
+    ckpt_meta_free(&meta);
+    return rc;
+}
+
+int saving_begin(struct saving *s)
+{
+    const char *folder = s->cfg->checkpoint.init_from;
+    s->step->grad_norm = s->step->loss_mean = s->step->loss_variance = 0;
+    s->step->loss_seen = 0;
+    TRY(step_start(s->step, true));
+    return folder[0] ? init_from(s, folder) : 0;
+}
+
+static int find_rewind(struct saving *s, int64_t step, char folder[CKPT_PATH_MAX])
+{
+    folder[0] = '\0';
+    if (s->cfg->checkpoint.every > 0)
+        TRY(ckpt_find_newest(s->comm, s->cfg->run.dir, step, s->cfg->checkpoint.every, folder));
+    if (folder[0] == '\0' && s->began_at > 0) memcpy(folder, s->began_from, CKPT_PATH_MAX);
+    return 0;
+}
+
+int saving_rewind(struct saving *s, int64_t *done)
+{
+    int rc = 0;
+    char folder[CKPT_PATH_MAX];
+    struct step *step = s->step;
+    struct ckpt_meta meta = {0};
+    const int64_t fault = step->settled, batch_after = fault + step->batches_skipped + 1;
+    if (wait(s) != 0) err_clear();
+    TRY(find_rewind(s, fault, folder));
+    if (folder[0] != '\0') {
+        TRY_GOTO(comm_agree(s->comm, ckpt_read_meta(folder, &meta)), done);
+        TRY_GOTO(state_load(step, folder, &meta), done);
+    } else {
+        TRY_GOTO(saving_begin(s), done);
+    }
+    *done = meta.step;
+    step->batches_skipped = batch_after - meta.step;
+    TRY_GOTO(metrics_event(s->metrics, "rewind", meta.step,
+                           json_pack("{s:I, s:I}", "fault_step", (json_int_t)fault + 1, "batches_skipped",
+                                     (json_int_t)step->batches_skipped)),
+             done);
+done:
+    ckpt_meta_free(&meta);
+    return rc;
+}
