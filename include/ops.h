@@ -56,9 +56,10 @@
  *  swiglu_bwd      dx[T,2F] from dy[T,F]; dx may alias x.
  *  gelu_fwd        y = 0.5 x (1 + tanh(sqrt(2/π)(x + 0.044715 x³))) (the tanh form of Hendrycks & Gimpel 2016).
  *  gelu_bwd        dx from dy and x; dx may alias dy.
- *  xent            For each row of logits f32[n,V] with target i32[n] ≥ 0: lse = log Σ exp; loss[i] = lse − logit[target]
- *                  + z_loss·lse². dlogits [n,V] (f32 or bf16, or none) = grad_scale·(softmax·(1 + 2·z_loss·lse)
- *                  − onehot). A negative target gives loss 0 and zero gradient. An f32 dlogits may alias logits.
+ *  xent            For each row of logits f32[n,V] with target i32[n] ≥ 0: lse = log Σ exp over the first `classes`
+ *                  columns; loss[i] = lse − logit[target] + z_loss·lse². dlogits [n,V] (f32 or bf16, or none) =
+ *                  grad_scale·(softmax·(1 + 2·z_loss·lse) − onehot), 0 in the other columns. A negative target gives
+ *                  loss 0 and zero gradient. An f32 dlogits may alias logits.
  *  adamw           AdamW (Loshchilov & Hutter 2019) over n elements, in the form of PyTorch's: g' = g·clip, with the clip
  *                  of control; master −= lr·weight_decay·master; m, v updated; master −= lr/bias1 · m/(sqrt(v/bias2) +
  *                  eps). w (f32 or bf16) receives the new master rounded; w may alias master when f32. All but w are

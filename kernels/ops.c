@@ -422,12 +422,14 @@ static int check_gelu_bwd(struct device *dev, struct tensor dx, struct tensor dy
 }
 
 static int check_xent(struct device *dev, struct tensor loss, struct tensor dlogits, struct tensor logits,
-                      struct tensor target, double grad_scale, double z_loss)
+                      struct tensor target, int64_t classes, double grad_scale, double z_loss)
 {
     (void)dev, (void)grad_scale, (void)z_loss;
     TRY(want_2d("xent", "logits", logits, F32, FREE, FREE));
     TRY(want_1d("xent", "loss", loss, F32, logits.shape[0]));
     TRY(want_1d("xent", "target", target, I32, logits.shape[0]));
+    if (classes < 1 || classes > logits.shape[1])
+        FAIL(ERR_BUG, "xent: %lld classes in %lld columns", (long long)classes, (long long)logits.shape[1]);
     if (tensor_given(dlogits)) TRY(want_2d("xent", "dlogits", dlogits, ACT, logits.shape[0], logits.shape[1]));
     return 0;
 }

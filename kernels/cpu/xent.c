@@ -29,11 +29,11 @@ static float block_exp_sum(const float *x, int64_t n, float max)
 }
 
 /* NaN in a row comes out as a sum of NaN, and infinity too. */
-static struct softmax row_softmax(const float *logits, int64_t width)
+static struct softmax row_softmax(const float *logits, int64_t classes)
 {
     struct softmax row = {.max = -INFINITY, .sum = 0};
-    for (int64_t at = 0; at < width; at += CPU_BLOCK) {
-        const int64_t n = cpu_min(CPU_BLOCK, width - at);
+    for (int64_t at = 0; at < classes; at += CPU_BLOCK) {
+        const int64_t n = cpu_min(CPU_BLOCK, classes - at);
         const float max = block_max(logits + at, n);
         if (max > row.max) {
             row.sum *= exp((double)row.max - (double)max);
@@ -44,38 +44,48 @@ static struct softmax row_softmax(const float *logits, int64_t width)
     return row;
 }
 
+/* Zeros in the columns of a row from `column` on. */
+static void clear_from(struct tensor dlogits, int64_t row, int64_t column)
+{
+    const size_t elem = dtype_bytes(dlogits.dtype);
+    const int64_t width = dlogits.shape[1];
+    memset((char *)dlogits.data + (size_t)(row * width + column) * elem, 0, (size_t)(width - column) * elem);
+}
+
 /* dlogits = factor·exp(logits − max) for row `row`. */
-static void row_gradient(struct tensor dlogits, const float *logits, int64_t row, int64_t width, float max,
+static void row_gradient(struct tensor dlogits, const float *logits, int64_t row, int64_t classes, float max,
                          float factor)
 {
+    const int64_t begin = row * dlogits.shape[1];
     float outs[CPU_BLOCK];
-    for (int64_t at = 0; at < width; at += CPU_BLOCK) {
-        const int64_t n = cpu_min(CPU_BLOCK, width - at);
-        float *out = cpu_target(dlogits, row * width + at, outs);
+    for (int64_t at = 0; at < classes; at += CPU_BLOCK) {
+        const int64_t n = cpu_min(CPU_BLOCK, classes - at);
+        float *out = cpu_target(dlogits, begin + at, outs);
 #pragma omp simd
         for (int64_t i = 0; i < n; i++)
             out[i] = factor * cpu_exp_negative(logits[at + i] - max);
-        cpu_commit(dlogits, row * width + at, n, out);
+        cpu_commit(dlogits, begin + at, n, out);
     }
+    clear_from(dlogits, row, classes);
 }
 
 /* One row with a target; returns its loss. */
-static double xent_row(struct tensor dlogits, const float *logits, int64_t row, int64_t width, int64_t target,
+static double xent_row(struct tensor dlogits, const float *logits, int64_t row, int64_t classes, int64_t target,
                        double grad_scale, double z_loss)
 {
-    const struct softmax s = row_softmax(logits, width);
+    const struct softmax s = row_softmax(logits, classes);
     const double lse = (double)s.max + log(s.sum), at_target = (double)logits[target];
     if (tensor_given(dlogits)) {
         const double factor = grad_scale * (1.0 + 2.0 * z_loss * lse) / s.sum;
         const double gradient = factor * exp(at_target - (double)s.max) - grad_scale;
-        row_gradient(dlogits, logits, row, width, s.max, (float)factor);
-        cpu_set(dlogits.data, dlogits.dtype, row * width + target, (float)gradient);
+        row_gradient(dlogits, logits, row, classes, s.max, (float)factor);
+        cpu_set(dlogits.data, dlogits.dtype, row * dlogits.shape[1] + target, (float)gradient);
     }
     return log(s.sum) + ((double)s.max - at_target) + z_loss * lse * lse;
 }
 
 int cpu_xent(struct device *dev, struct tensor loss, struct tensor dlogits, struct tensor logits,
-             struct tensor target, double grad_scale, double z_loss)
+             struct tensor target, int64_t classes, double grad_scale, double z_loss)
 {
     const int64_t rows = logits.shape[0], width = logits.shape[1];
     const int32_t *targets = target.data;
@@ -85,14 +95,11 @@ int cpu_xent(struct device *dev, struct tensor loss, struct tensor dlogits, stru
     for (int64_t row = 0; row < rows; row++) {
         if (targets[row] < 0) {
             losses[row] = 0;
-            if (tensor_given(dlogits)) {
-                const size_t bytes = (size_t)width * dtype_bytes(dlogits.dtype);
-                memset((char *)dlogits.data + (size_t)row * bytes, 0, bytes);
-            }
+            if (tensor_given(dlogits)) clear_from(dlogits, row, 0);
             continue;
         }
-        const int64_t wanted = cpu_min(targets[row], width - 1); /* never out of bounds, whatever the data */
-        losses[row] = (float)xent_row(dlogits, all + row * width, row, width, wanted, grad_scale, z_loss);
+        const int64_t wanted = cpu_min(targets[row], classes - 1); /* never out of bounds, whatever the data */
+        losses[row] = (float)xent_row(dlogits, all + row * width, row, classes, wanted, grad_scale, z_loss);
     }
     return 0;
 }

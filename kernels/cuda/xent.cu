@@ -5,7 +5,8 @@
  * its end to its beginning, for the gradient: what was read last is likely to be in the cache still.
  *
  * A warp takes TILE columns at a time, 8 for each lane: a piece, or, where rows do not begin at 16-byte boundaries, every
- * 32nd, so that the lanes read side by side. Which of the two depends on the shape, never on the row. */
+ * 32nd, so that the lanes read side by side. Which of the two depends on the shape, never on the row. Columns that are no
+ * classes are read as −∞, of which the softmax is 0. */
 #include "cuda.cuh"
 
 #include <float.h>
@@ -20,17 +21,17 @@ __device__ static inline int64_t column_of(int64_t tile, int i, bool aligned)
     return aligned ? tile + lane * CUDA_PIECE + i : tile + i * CUDA_WARP + lane;
 }
 
-/* A lane's elements of the tile, and `none` past the row's end. */
-__device__ static inline void load_tile(float (&to)[CUDA_PIECE], const float *row, int64_t tile, int64_t width,
-                                        bool aligned, float none)
+/* A lane's elements of the tile, and −∞ from column `classes` on. */
+__device__ static inline void load_tile(float (&to)[CUDA_PIECE], const float *row, int64_t tile, int64_t classes,
+                                        bool aligned)
 {
-    if (aligned && column_of(tile, 0, true) < width) {
+    if (aligned && column_of(tile, 0, true) + CUDA_PIECE <= classes) {
         cuda_load_piece(to, row + column_of(tile, 0, true));
         return;
     }
 #pragma unroll
     for (int i = 0; i < CUDA_PIECE; i++)
-        to[i] = column_of(tile, i, aligned) < width ? row[column_of(tile, i, aligned)] : none;
+        to[i] = column_of(tile, i, aligned) < classes ? row[column_of(tile, i, aligned)] : -INFINITY;
 }
 
 template <class T>
@@ -48,15 +49,15 @@ __device__ static inline void store_tile(T *row, const float (&from)[CUDA_PIECE]
 
 /* A row's largest logit and Σ exp(logit − max), the same in all threads. NaN in a row comes out as a sum of NaN, and
  * infinity too. */
-__device__ static void row_softmax(const float *row, int64_t width, bool aligned, float &max, float &sum)
+__device__ static void row_softmax(const float *row, int64_t classes, bool aligned, float &max, float &sum)
 {
     const int64_t first = (int64_t)(threadIdx.x / CUDA_WARP) * TILE, step = blockDim.x * CUDA_PIECE;
     float part = 0;
     max = -FLT_MAX; /* not −∞, of which the difference to itself is no number */
 #pragma unroll 2
-    for (int64_t tile = first; tile < width; tile += step) {
+    for (int64_t tile = first; tile < classes; tile += step) {
         float x[CUDA_PIECE], larger = max;
-        load_tile(x, row, tile, width, aligned, -INFINITY);
+        load_tile(x, row, tile, classes, aligned);
 #pragma unroll
         for (int i = 0; i < CUDA_PIECE; i++)
             larger = fmaxf(larger, x[i]);
@@ -73,13 +74,13 @@ __device__ static void row_softmax(const float *row, int64_t width, bool aligned
 
 /* dlogits = factor·exp(logits − max) for a row, but at_target at its target. The rows may be the same. */
 template <class T>
-__device__ static void row_gradient(T *dlogits, const float *logits, int64_t width, int64_t target, float max,
-                                    float factor, float at_target, bool aligned)
+__device__ static void row_gradient(T *dlogits, const float *logits, int64_t width, int64_t classes, int64_t target,
+                                    float max, float factor, float at_target, bool aligned)
 {
     const int64_t first = (int64_t)(threadIdx.x / CUDA_WARP) * TILE, step = blockDim.x * CUDA_PIECE;
     for (int64_t tile = first + (width - 1) / step * step; tile >= 0; tile -= step) {
         float x[CUDA_PIECE];
-        load_tile(x, logits, tile, width, aligned, 0.0f);
+        load_tile(x, logits, tile, classes, aligned);
 #pragma unroll
         for (int i = 0; i < CUDA_PIECE; i++)
             x[i] = column_of(tile, i, aligned) == target ? at_target : factor * __expf(x[i] - max);
@@ -92,7 +93,7 @@ __device__ static void row_gradient(T *dlogits, const float *logits, int64_t wid
 template <class T>
 __global__ void __launch_bounds__(THREADS_MAX)
     xent_rows(float *loss, T *dlogits, const float *logits, const int32_t *targets, int64_t rows, int64_t width,
-              double grad_scale, double z_loss, bool aligned)
+              int64_t classes, double grad_scale, double z_loss, bool aligned)
 {
     CUDA_SHARED(float, shared, [2]); /* the factor of the row's gradient, and the gradient at its target */
     for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
@@ -105,9 +106,9 @@ __global__ void __launch_bounds__(THREADS_MAX)
             continue;
         }
         const int64_t target =
-            cuda_min((int64_t)targets[row], width - 1); /* never out of bounds, whatever the data */
+            cuda_min((int64_t)targets[row], classes - 1); /* never out of bounds, whatever the data */
         float max, sum;
-        row_softmax(in, width, aligned, max, sum);
+        row_softmax(in, classes, aligned, max, sum);
         if (threadIdx.x == 0) {
             const double log_sum = log((double)sum), below = (double)max - (double)in[target];
             const double lse = (double)max + log_sum;
@@ -117,12 +118,12 @@ __global__ void __launch_bounds__(THREADS_MAX)
             shared[1] = (float)(factor * exp(-below) - grad_scale);
         }
         __syncthreads();
-        if (out) row_gradient(out, in, width, target, max, shared[0], shared[1], aligned);
+        if (out) row_gradient(out, in, width, classes, target, max, shared[0], shared[1], aligned);
     }
 }
 
 extern "C" int cuda_xent(struct device *dev, struct tensor loss, struct tensor dlogits, struct tensor logits,
-                         struct tensor target, double grad_scale, double z_loss)
+                         struct tensor target, int64_t classes, double grad_scale, double z_loss)
 {
     const int64_t rows = logits.shape[0], width = logits.shape[1];
     if (rows == 0 || width == 0) return 0;
@@ -132,6 +133,6 @@ extern "C" int cuda_xent(struct device *dev, struct tensor loss, struct tensor d
     CUDA_BY_TYPE(dlogits.dtype, T,
                  TRY(CUDA_LAUNCH(dev, xent_rows<T>, cuda_blocks(rows, 1), threads, 0, cuda_data<float>(loss),
                                  cuda_data<T>(dlogits), cuda_data<float>(logits), cuda_data<int32_t>(target), rows,
-                                 width, grad_scale, z_loss, aligned)));
+                                 width, classes, grad_scale, z_loss, aligned)));
     return 0;
 }

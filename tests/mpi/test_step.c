@@ -118,6 +118,19 @@ static int one_step(struct fixture *f, int64_t index, struct step_report *report
     return step_settle(&f->step, f->loader, index + 1, report);
 }
 
+/* The rows behind the classifier's own take part in its products, and must stay zero. */
+static void check_padding(const struct fixture *f)
+{
+    const struct params *p = &f->step.params;
+    const struct param *rows = params_find(p, 0, p->classifier);
+    const struct tensor unit = f->step.model.unit[0];
+    const int64_t end = params_classifier_rows(FIXTURE_VOCAB) * rows->shape[1];
+    assert_true(end > rows->elems);
+    for (int64_t i = rows->elems; i < end; i++)
+        for (size_t byte = 0; byte < dtype_bytes(unit.dtype); byte++)
+            assert_int_equal(((const char *)tensor_range(unit, rows->offset + i, 1).data)[byte], 0);
+}
+
 static void steps_after_the_first_allocate_nothing(void **state)
 {
     (void)state;
@@ -131,6 +144,7 @@ static void steps_after_the_first_allocate_nothing(void **state)
         for (int64_t i = 2; i < 5; i++)
             assert_int_equal(one_step(&f, i, &report), 0);
         assert_int_equal(atomic_load(&heap_calls), before);
+        check_padding(&f);
         fixture_close(&f);
     }
 }

@@ -41,7 +41,8 @@ static struct tensor take_packed(struct model *m, struct arena *arena, struct te
                         (int64_t)((bytes + dtype_bytes(w.dtype) - 1) / dtype_bytes(w.dtype)), 0, 0);
 }
 
-/* A linear layer over a weight that stands alone, or is the first of several that lie together (rows of them all). */
+/* A linear layer over a weight that stands alone, or is the first of several that lie together, or has padding behind it
+ * (rows of them all). */
 static struct linear linear_view(struct model *m, struct arena *arena, int unit, enum param_id w, enum param_id b,
                                  int64_t rows)
 {
@@ -179,13 +180,14 @@ static void units_take(struct model *m, struct arena *arena)
 static void head_take(struct model *m, struct arena *arena)
 {
     const int64_t bytes = m->dev->kind == DEVICE_CPU ? LOGITS_BYTES_CPU : LOGITS_BYTES_GPU;
-    int64_t rows = bytes / (int64_t)sizeof(float) / m->vocab_size;
+    const int64_t width = m->head.w.shape[0];
+    int64_t rows = bytes / (int64_t)sizeof(float) / width;
     rows = rows < LOGITS_ROWS_MIN ? LOGITS_ROWS_MIN : rows / LOGITS_ROWS_MIN * LOGITS_ROWS_MIN;
     m->chunk = m->use == MODEL_SAMPLE ? m->sequences : rows < m->tokens ? rows : m->tokens;
-    m->logits = arena_tensor(arena, ARENA_WORK, DT_F32, m->chunk, m->vocab_size, 0);
+    m->logits = arena_tensor(arena, ARENA_WORK, DT_F32, m->chunk, width, 0);
     m->dlogits = TENSOR_NONE;
     if (m->use != MODEL_TRAIN) return;
-    m->dlogits = m->act == DT_F32 ? m->logits : arena_tensor(arena, ARENA_WORK, m->act, m->chunk, m->vocab_size, 0);
+    m->dlogits = m->act == DT_F32 ? m->logits : arena_tensor(arena, ARENA_WORK, m->act, m->chunk, width, 0);
 }
 
 int model_layout(struct model *m, const struct config *cfg, const struct params *params, int64_t vocab_size,
@@ -217,8 +219,8 @@ int model_layout(struct model *m, const struct config *cfg, const struct params 
     m->dwte = grad_view(m, 0, PARAM_WTE);
     m->dwpe = grad_view(m, 0, PARAM_WPE);
     m->normf = norm_view(m, last, PARAM_NORMF_W, PARAM_NORMF_B);
-    m->head = c->tie_embeddings ? linear_view(m, arena, 0, PARAM_WTE, PARAM_IDS, 0)
-                                : linear_view(m, arena, last, PARAM_LM_HEAD, PARAM_IDS, 0);
+    m->head = linear_view(m, arena, c->tie_embeddings ? 0 : last, params->classifier, PARAM_IDS,
+                          use == MODEL_TRAIN ? params_classifier_rows(vocab_size) : 0);
 
     m->tok = arena_tensor(arena, ARENA_ACTS, DT_I32, m->tokens, 0, 0);
     m->pos = arena_tensor(arena, ARENA_ACTS, DT_I32, m->tokens, 0, 0);

@@ -137,8 +137,8 @@ static int head_fwd_bwd(struct model *m, bool train, double grad_scale)
         const struct tensor nf = tensor_rows(m->nf, at, n), logits = tensor_rows(m->logits, 0, n);
         const struct tensor dlogits = train ? tensor_rows(m->dlogits, 0, n) : TENSOR_NONE;
         TRY(linear_fwd(m, &m->head, logits, nf));
-        TRY(op_xent(m->dev, tensor_range(m->loss, at, n), dlogits, logits, tensor_range(m->target, at, n), grad_scale,
-                    m->cfg.z_loss));
+        TRY(op_xent(m->dev, tensor_range(m->loss, at, n), dlogits, logits, tensor_range(m->target, at, n),
+                    m->vocab_size, grad_scale, m->cfg.z_loss));
         if (train) TRY(linear_bwd(m, &m->head, nf, dlogits, nf));
     }
     return op_sum_fixed(m->dev, m->loss_sum, m->loss, MODEL_LOSS_SCALE, m->fault);

@@ -74,7 +74,7 @@ struct model {
     struct tensor delta;                  /* [T,C] a block's output not yet added to the residual stream */
     struct tensor dres, dout, dqkv, dsum; /* backward: [T,C], [T,H·D], [T,W], [B,H,S] */
     int64_t chunk;                        /* rows of logits that exist at once */
-    struct tensor logits, dlogits;        /* [chunk,V] f32 and act */
+    struct tensor logits, dlogits;        /* [chunk,V padded] f32 and act */
     struct tensor last, nf_last;          /* sampling: [B] row of each sequence's last token, [B,C] its final norm */
     struct tensor loss;                   /* f32 [T] */
     struct tensor loss_sum;               /* i64 [1], added to by every forward: nats × MODEL_LOSS_SCALE */

@@ -11,12 +11,20 @@
 
 /* Parameters and shards begin at multiples of so many elements: 64 bytes of bf16, 128 of f32. */
 #define PARAM_ALIGN 32
+/* Rows of logits begin at 128 bytes of bf16: where they begin at odd places, as they would with GPT-2's 50,257 tokens,
+ * tensor cores cannot be fed in pieces of 16 bytes, and products take several times as long. */
+#define CLASSIFIER_ALIGN 64
 
 static const double two_pi = 6.283185307179586476925;
 
 static int64_t round_up(int64_t n, int64_t to)
 {
     return (n + to - 1) / to * to;
+}
+
+int64_t params_classifier_rows(int64_t vocab_size)
+{
+    return round_up(vocab_size, CLASSIFIER_ALIGN);
 }
 
 enum unit_kind { UNIT_EMBED, UNIT_LAYER, UNIT_HEAD };
@@ -75,7 +83,9 @@ static void append_unit(struct params *p, const struct param_row *rows, int n, e
         }
         param->offset = rows[i].joins ? unit->elems : round_up(unit->elems, PARAM_ALIGN);
         param->elems = param->shape[0] * param->shape[1];
-        unit->elems = param->offset + param->elems;
+        unit->elems =
+            param->offset +
+            (param->id == p->classifier ? params_classifier_rows(param->shape[0]) * param->shape[1] : param->elems);
         unit->count++;
         p->elems += param->elems;
         for (const char *c = param->name; *c; c++)
@@ -94,6 +104,7 @@ int params_open(struct params *p, const struct config *cfg, int64_t vocab_size, 
     const int layers = (int)cfg->model.layers;
     const int n = rows_of_model(cfg, vocab_size, NULL);
     *p = (struct params){.shards = shards, .seed = (uint64_t)cfg->run.seed, .init_std = cfg->model.init_std};
+    p->classifier = cfg->model.tie_embeddings ? PARAM_WTE : PARAM_LM_HEAD;
     p->init_output_std = cfg->model.init_std / sqrt(2.0 * (double)layers);
     struct param_row *rows = calloc((size_t)n, sizeof *rows);
     p->param = calloc((size_t)n * (size_t)layers, sizeof *p->param);

@@ -2,7 +2,7 @@
  *
  * A unit is the flat array that is reduced, updated and gathered as one: unit 0 holds the embeddings, units 1 … layers a
  * block each, the last one the final norm and the classifier. Every unit is padded so that it divides evenly among
- * `shards` ranks; padding is zero and stays zero. */
+ * `shards` ranks, and the classifier so that its products have rows at even places; padding is zero and stays zero. */
 #ifndef TATARA_PARAMS_H
 #define TATARA_PARAMS_H
 
@@ -58,8 +58,9 @@ struct params {
     struct param *param; /* by unit, then by offset */
     struct unit *unit;
     int shards;
-    int64_t elems;    /* parameters in the model, without padding */
-    int64_t unit_max; /* elements of the largest layer unit */
+    enum param_id classifier; /* the token embedding when they are tied */
+    int64_t elems;            /* parameters in the model, without padding */
+    int64_t unit_max;         /* elements of the largest layer unit */
     double init_std, init_output_std;
     uint64_t seed;
     uint64_t id; /* hash of all names and shapes: equal for models whose checkpoints fit each other */
@@ -70,6 +71,8 @@ int params_open(struct params *params, const struct config *cfg, int64_t vocab_s
 void params_close(struct params *params);
 /* The parameter `id` of a unit; NULL when this model has none. */
 const struct param *params_find(const struct params *params, int unit, enum param_id id);
+/* Rows that the classifier's matrix has room for: vocab_size of parameters, and zeros behind them. */
+int64_t params_classifier_rows(int64_t vocab_size);
 /* A parameter as a tensor inside its unit's flat array. */
 struct tensor params_view(const struct param *param, struct tensor unit);
 /* Elements of one rank's shard of a unit. */

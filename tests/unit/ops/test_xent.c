@@ -4,38 +4,43 @@
 #include "op_test.h"
 
 struct xent {
+    int64_t classes;
     double grad_scale, z_loss;
     bool aliased; /* dlogits over logits */
     struct op_tensor loss, dlogits, logits, target;
 };
 
-static struct xent make_xent(struct op_test *test, enum dtype dtype, int64_t rows, int64_t vocab, double z_loss)
+/* With so many columns behind the classes. */
+static struct xent make_xent(struct op_test *test, enum dtype dtype, int64_t rows, int64_t classes, int64_t padding,
+                             double z_loss)
 {
-    return (struct xent){.grad_scale = 0.25,
+    const int64_t width = classes + padding;
+    return (struct xent){.classes = classes,
+                         .grad_scale = 0.25,
                          .z_loss = z_loss,
                          .loss = op_values(test, tensor_1d(NULL, DT_F32, rows), NULL),
-                         .dlogits = op_values(test, tensor_2d(NULL, dtype, rows, vocab), NULL),
-                         .logits = op_random(test, tensor_2d(NULL, DT_F32, rows, vocab), -8, 8),
+                         .dlogits = op_values(test, tensor_2d(NULL, dtype, rows, width), NULL),
+                         .logits = op_random(test, tensor_2d(NULL, DT_F32, rows, width), -8, 8),
                          .target =
-                             op_random(test, tensor_1d(NULL, DT_I32, rows), -0.5 * (double)vocab, (double)vocab)};
+                             op_random(test, tensor_1d(NULL, DT_I32, rows), -0.5 * (double)classes, (double)classes)};
 }
 
 static int run(struct device *dev, const void *ctx)
 {
     const struct xent *c = ctx;
-    return op_xent(dev, c->loss.t, c->aliased ? c->logits.t : c->dlogits.t, c->logits.t, c->target.t, c->grad_scale,
-                   c->z_loss);
+    return op_xent(dev, c->loss.t, c->aliased ? c->logits.t : c->dlogits.t, c->logits.t, c->target.t, c->classes,
+                   c->grad_scale, c->z_loss);
 }
 
 static double row_loss(const struct xent *c, int64_t row)
 {
-    const int64_t vocab = c->logits.t.shape[1], target = (int64_t)c->target.v[row];
-    const double *x = c->logits.v + row * vocab;
+    const int64_t target = (int64_t)c->target.v[row];
+    const double *x = c->logits.v + row * c->logits.t.shape[1];
     double max = x[0], sum = 0;
     if (target < 0) return 0;
-    for (int64_t i = 0; i < vocab; i++)
+    for (int64_t i = 0; i < c->classes; i++)
         max = fmax(max, x[i]);
-    for (int64_t i = 0; i < vocab; i++)
+    for (int64_t i = 0; i < c->classes; i++)
         sum += exp(x[i] - max);
     const double lse = max + log(sum);
     return lse - x[target] + c->z_loss * lse * lse;
@@ -60,7 +65,7 @@ static void check_xent(struct op_test *test, struct xent *c)
     op_expect_gradient(test, "xent: dlogits", c->dlogits.t, NULL, c->logits.v, total_loss, c,
                        op_bound(c->dlogits.t.dtype));
     const double *losses = op_read(test, c->loss.t), *gradient = op_read(test, c->dlogits.t);
-    op_ok(op_xent(test->dev, c->loss.t, TENSOR_NONE, c->logits.t, c->target.t, c->grad_scale, c->z_loss));
+    op_ok(op_xent(test->dev, c->loss.t, TENSOR_NONE, c->logits.t, c->target.t, c->classes, c->grad_scale, c->z_loss));
     op_expect_exact(test, "xent: loss without gradient", c->loss.t, losses);
     c->aliased = c->dlogits.t.dtype == DT_F32;
     if (!c->aliased) return;
@@ -73,7 +78,7 @@ static void check_extremes(struct op_test *test)
 {
     const double logits[] = {1e4, -1e4, 0, 3e38, 3e38, -3e38, 0, NAN, 0, 0, INFINITY, 0};
     const double targets[] = {1, 0, 0, 0}, want[] = {2e4, 0.69314718055994531};
-    struct xent c = make_xent(test, DT_F32, 4, 3, 0);
+    struct xent c = make_xent(test, DT_F32, 4, 3, 0, 0);
     c.logits = op_values(test, c.logits.t, logits);
     c.target = op_values(test, c.target.t, targets);
     op_ok(run(test->dev, &c));
@@ -86,20 +91,22 @@ static void check_extremes(struct op_test *test)
 
 void test_op_xent(struct device *dev)
 {
-    const int64_t shapes[][2] = {{0, 5}, {1, 1}, {5, 2}, {7, 13}, {3, 520}, {2, 5003}};
+    const int64_t shapes[][3] = {{0, 5, 0},   {1, 1, 0},    {5, 2, 0},  {7, 13, 0},
+                                 {3, 520, 0}, {2, 5003, 0}, {7, 13, 3}, {3, 515, 61}};
     for (int k = 0; k < OP_ACT_TYPES; k++) {
         for (size_t s = 0; s < 2 * (sizeof shapes / sizeof shapes[0]); s++) {
             struct op_test test = op_test_begin(dev, 40 + s);
-            struct xent c =
-                make_xent(&test, op_act_types[k], shapes[s / 2][0], shapes[s / 2][1], s % 2 == 0 ? 0 : 0.01);
+            struct xent c = make_xent(&test, op_act_types[k], shapes[s / 2][0], shapes[s / 2][1], shapes[s / 2][2],
+                                      s % 2 == 0 ? 0 : 0.01);
             check_xent(&test, &c);
             op_test_end(&test);
         }
     }
     struct op_test test = op_test_begin(dev, 49);
     check_extremes(&test);
-    const struct xent c = make_xent(&test, DT_BF16, 2, 3, 0);
-    op_refused(op_xent(dev, c.loss.t, c.dlogits.t, c.dlogits.t, c.target.t, 1, 0), "xent: logits is bf16");
-    op_refused(op_xent(dev, c.target.t, c.dlogits.t, c.logits.t, c.target.t, 1, 0), "xent: loss is i32");
+    const struct xent c = make_xent(&test, DT_BF16, 2, 3, 0, 0);
+    op_refused(op_xent(dev, c.loss.t, c.dlogits.t, c.dlogits.t, c.target.t, 3, 1, 0), "xent: logits is bf16");
+    op_refused(op_xent(dev, c.target.t, c.dlogits.t, c.logits.t, c.target.t, 3, 1, 0), "xent: loss is i32");
+    op_refused(op_xent(dev, c.loss.t, c.dlogits.t, c.logits.t, c.target.t, 4, 1, 0), "xent: 4 classes in 3 columns");
     op_test_end(&test);
 }
