@@ -130,6 +130,11 @@ int config_check(const struct config *cfg)
     if (cfg->checkpoint.resume[0] == '\0') {
         FAIL(ERR_CONFIG, "checkpoint.resume is empty: use auto, never, or a checkpoint's folder");
     }
+    if (cfg->checkpoint.init_optimizer && cfg->checkpoint.init_from[0] == '\0') {
+        FAIL(ERR_CONFIG,
+             "checkpoint.init_optimizer is true, but checkpoint.init_from names no checkpoint whose optimizer "
+             "state the run could begin with: name one, or leave init_optimizer out");
+    }
     return 0;
 }
 

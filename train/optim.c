@@ -50,7 +50,7 @@ static int update_param(struct zero *z, const struct param *param, int64_t begin
                     tensor_range(z->v[param->unit], at, elems), tensor_range(gradient, at, elems), z->control, args);
 }
 
-int optim_update(struct zero *z, const struct config *cfg, int64_t step)
+int optim_update(struct zero *z, const struct config *cfg, int64_t step, int64_t seen)
 {
     const struct config_optim *o = &cfg->optim;
     const struct adamw_args args = {.lr = optim_lr(cfg, step),
@@ -58,8 +58,8 @@ int optim_update(struct zero *z, const struct config *cfg, int64_t step)
                                     .beta2 = o->beta2,
                                     .eps = o->eps,
                                     .weight_decay = o->weight_decay,
-                                    .bias1 = 1 - pow(o->beta1, (double)(step + 1)),
-                                    .bias2 = 1 - pow(o->beta2, (double)(step + 1))};
+                                    .bias1 = 1 - pow(o->beta1, (double)(seen + 1)),
+                                    .bias2 = 1 - pow(o->beta2, (double)(seen + 1))};
     for (int u = 0; u < z->params->n_units; u++) {
         const struct unit *unit = &z->params->unit[u];
         struct tensor gradient = TENSOR_NONE;

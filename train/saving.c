@@ -54,6 +54,7 @@ static int start(struct saving *s, int64_t done)
     int rc = 0;
     const struct step *step = s->step;
     struct ckpt_meta meta = {.step = done,
+                             .optim_steps = step->optim_steps_before + done,
                              .grad_scale = step->grad_scale,
                              .grad_norm = step->grad_norm,
                              .faults = step->faults,
@@ -130,16 +131,16 @@ void saving_finish(struct saving *s)
     err_share();
 }
 
-/* The weights of another run's checkpoint, and nothing else of it. */
+/* The weights of another run's checkpoint, its optimizer state if asked for, and nothing else of it. */
 static int init_from(struct saving *s, const char *folder)
 {
+    int rc = 0;
+    const bool optimizer = s->cfg->checkpoint.init_optimizer;
     struct ckpt_meta meta = {0};
     TRY(ckpt_verify(s->comm, folder));
-    int rc = ckpt_read_meta(folder, &meta);
-    if (rc == 0) rc = state_load_masters(s->step, folder, &meta);
-    TRY_GOTO(comm_agree(s->comm, rc), done);
-    TRY_GOTO(state_ready(s->step), done);
-    log_info("weights: from %s, step %lld", folder, (long long)meta.step);
+    TRY_GOTO(comm_agree(s->comm, ckpt_read_meta(folder, &meta)), done);
+    TRY_GOTO(state_begin_from(s->step, folder, &meta, optimizer), done);
+    log_info("weights%s: from %s, step %lld", optimizer ? " and optimizer state" : "", folder, (long long)meta.step);
 done:
     ckpt_meta_free(&meta);
     return rc;
@@ -149,7 +150,7 @@ int saving_begin(struct saving *s)
 {
     const char *folder = s->cfg->checkpoint.init_from;
     s->step->grad_norm = s->step->loss_mean = s->step->loss_variance = 0;
-    s->step->loss_seen = 0;
+    s->step->loss_seen = s->step->optim_steps_before = 0;
     TRY(step_start(s->step, true));
     return folder[0] ? init_from(s, folder) : 0;
 }

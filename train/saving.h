@@ -23,7 +23,8 @@ struct saving {
     bool asked; /* for a save that has not begun, since another is under way */
 };
 
-/* The state with which a run without checkpoints begins: initial weights, or those of checkpoint.init_from. Collective. */
+/* The state with which a run without checkpoints begins: initial weights, or what
+ * checkpoint.init_from and init_optimizer say. Collective. */
 int saving_begin(struct saving *saving);
 /* Takes the memory that saving needs; after the state is as the run begins with it. Not collective. */
 int saving_open(struct saving *saving);

@@ -240,15 +240,22 @@ static int load(struct step *step, const char *folder, const struct ckpt_meta *m
     return rc;
 }
 
-int state_load_masters(struct step *step, const char *folder, const struct ckpt_meta *meta)
-{
-    return load(step, folder, meta, 1);
-}
-
-int state_ready(struct step *step)
+/* Readies the weights of all ranks after a change of master weights. Collective. */
+static int ready(struct step *step)
 {
     TRY(zero_gather(&step->zero));
     return model_weights_changed(&step->model);
+}
+
+int state_begin_from(struct step *step, const char *folder, const struct ckpt_meta *meta, bool optimizer)
+{
+    TRY(comm_agree(step->comm, load(step, folder, meta, optimizer ? KINDS : 1)));
+    if (optimizer) {
+        step->grad_norm = meta->grad_norm;
+        step->optim_steps_before = meta->optim_steps;
+        TRY(step_resume(step, 0));
+    }
+    return ready(step);
 }
 
 int state_load(struct step *step, const char *folder, const struct ckpt_meta *meta)
@@ -260,8 +267,9 @@ int state_load(struct step *step, const char *folder, const struct ckpt_meta *me
     step->loss_seen = meta->loss_seen;
     step->faults = meta->faults > step->faults ? meta->faults : step->faults; /* more after a rewind */
     step->batches_skipped = meta->batches_skipped;
+    step->optim_steps_before = meta->optim_steps - meta->step;
     TRY(step_resume(step, meta->step));
-    return state_ready(step);
+    return ready(step);
 }
 
 int state_load_weights(struct model *model, const char *folder, const struct ckpt_meta *meta)

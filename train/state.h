@@ -19,10 +19,10 @@ void state_saver_close(struct state_saver *saver);
 /* Restores them from a verified checkpoint, written by any number of ranks at any ZeRO stage, and readies the weights of
  * all ranks. ERR_DATA when it is of another model. Collective. */
 int state_load(struct step *step, const char *folder, const struct ckpt_meta *meta);
-/* Reads only the master weights of this rank's part. Not collective; state_ready follows on all ranks. */
-int state_load_masters(struct step *step, const char *folder, const struct ckpt_meta *meta);
-/* Readies the weights of all ranks after a change of master weights. Collective. */
-int state_ready(struct step *step);
+/* Begins another run, at step 0, with the weights of a verified checkpoint and, when asked, its optimizer state: both
+ * moments, how many steps they have seen, and the norm of the last gradient, from which the next scale follows.
+ * Collective. */
+int state_begin_from(struct step *step, const char *folder, const struct ckpt_meta *meta, bool optimizer);
 /* Reads only the weights, into a model laid out for sampling. Not collective. */
 int state_load_weights(struct model *model, const char *folder, const struct ckpt_meta *meta);
 

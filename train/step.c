@@ -105,7 +105,7 @@ int step_run(struct step *step, struct loader *loader, int64_t index, struct ste
     TRY(comm_agree(step->comm, loaded));
     lap(&report->reduce_s, &mark);
     if (step->before_update) TRY(step->before_update(step->update_context));
-    TRY(optim_update(&step->zero, step->cfg, index));
+    TRY(optim_update(&step->zero, step->cfg, index, step->optim_steps_before + index));
     TRY(model_weights_changed(&step->model));
     lap(&report->update_s, &mark);
     /* Where ops are only issued, the host's time says nothing of them. */

@@ -51,6 +51,20 @@ class Resume(lib.Case):
                             f"run.dir={self.dir / 'other'}"])
         self.assertFails(other, "data", first, "another model")
 
+    def test_init_optimizer(self):
+        """A branch that decays the learning rate from a checkpoint on, with its moments too: one command, on any number of
+        ranks, and resumed within. With fresh moments it is another run."""
+        first = self.train("first", "run.stop_at=10") / "step-00000010"
+        decay = ["optim.warmup_steps=0", "optim.decay_steps=6", "run.steps=6", f"checkpoint.init_from={first}"]
+        words = [*decay, "checkpoint.init_optimizer=true"]
+        alone = self.train("alone", *words)
+        self.train("half", *words, "run.stop_at=2", ranks=2)
+        self.assertSameRun(alone, self.train("half", *words, "parallel.zero=0", ranks=3), 6)
+        self.assertRegex(lib.tatara(["ckpt", "show", alone / "step-00000006"]).stdout, r"\noptim steps +16 ")
+        fresh = lib.losses(self.train("fresh", *decay))
+        self.assertEqual(fresh[0], lib.losses(alone)[0])
+        self.assertNotEqual(fresh[1], lib.losses(alone)[1])
+
     def test_async(self):
         """Saving in the background writes the same bytes, and what is trained meanwhile is the same, whether or not a
         save that is due is skipped as the last one is still being written."""

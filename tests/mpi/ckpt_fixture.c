@@ -124,6 +124,7 @@ struct ckpt_meta fixture_meta(int64_t step)
 {
     static char yaml[] = "run: {seed: 1}\nmodel: {arch: llama} # 踏鞴 \"quoted\" \\ back\n";
     return (struct ckpt_meta){.step = step,
+                              .optim_steps = step + 7,
                               .grad_scale = 0x1p-40,
                               .grad_norm = 0.1 + 1.0 / 3.0,
                               .model_id = 0xFEDCBA9876543210u,

@@ -137,6 +137,8 @@ static void test_forged(void **state)
         {"\"rank-00000.h5\"", "\"rank-0000000000000000000000000000.h5\""},
         {"\"step\":3", "\"step\":-3"},
         {"\"step\":3", "\"step\":{}"},
+        {"\"optim_steps\":10", "\"optim_steps\":2"},
+        {"\"optim_steps\":10", "\"optim_steps\":-1"},
         {"\"fedcba98", "\"FEDCBA98"},
         {"[37,13]", "[37,14]"},
         {"[37,13]", "[4294967296,4294967296]"},
@@ -172,6 +174,11 @@ static void test_forged(void **state)
     if (comm->rank == 0) { /* forging itself is sound */
         forge(path, sound, bytes, "\"step\":3", "\"step\":3");
         assert_int_equal(ckpt_verify(&(struct comm){.ranks = 1}, folder), 0);
+        /* A checkpoint that does not say what the moments have seen: its own steps. */
+        forge(path, sound, bytes, "\"optim_steps\":10,", "");
+        assert_int_equal(ckpt_read_meta(folder, &meta), 0);
+        assert_int_equal(meta.optim_steps, 3);
+        ckpt_meta_free(&meta);
     }
     free(sound);
     fixture_close(&fix);

@@ -10,6 +10,7 @@
 #include "ops.h"
 #include "optim.h"
 #include "replicas.h"
+#include "saving.h"
 #include "step.h"
 #include "unit/shard_fixture.h"
 
@@ -317,6 +318,93 @@ static void not_a_number_may_be_skipped(void **state)
     fixture_close(&f);
 }
 
+/* ---- saving, and runs that begin with what another has saved ---- */
+
+/* What saves and loads the fixture's state, in the folder of that name. */
+static struct saving saving_of(struct fixture *f, const char *name)
+{
+    static struct metrics metrics;
+    struct saving saving = {
+        .cfg = f->cfg, .comm = &f->comm, .step = &f->step, .metrics = &metrics, .saved = -1, .began_at = 0};
+    (void)snprintf(f->cfg->run.dir, CONFIG_TEXT_MAX, "%s/%s", the_folder, name);
+    return saving;
+}
+
+static void save(struct fixture *f, const char *name, int64_t done)
+{
+    struct saving saving = saving_of(f, name);
+    assert_int_equal(ckpt_open_run_dir(&f->comm, f->cfg->run.dir, &saving.folder), 0);
+    assert_int_equal(saving_open(&saving), 0);
+    assert_int_equal(saving_last(&saving, done), 0);
+    saving_close(&saving);
+}
+
+/* Begins as checkpoint.init_from says, and does the first step. */
+static void begin_and_step(struct fixture *f, bool optimizer, struct step_report *report)
+{
+    struct saving saving = saving_of(f, "branch");
+    (void)snprintf(f->cfg->checkpoint.init_from, CONFIG_TEXT_MAX, "%s/base/step-00000003", the_folder);
+    f->cfg->checkpoint.init_optimizer = optimizer;
+    assert_int_equal(saving_begin(&saving), 0);
+    assert_int_equal(loader_seek(f->loader, 0), 0);
+    assert_int_equal(one_step(f, 0, report), 0);
+}
+
+/* Whether this rank's weights and optimizer state are the same in both. */
+static bool same_state(const struct fixture *a, const struct fixture *b)
+{
+    bool same = true;
+    for (int u = 0; u < a->step.params.n_units; u++) {
+        const struct zero *x = &a->step.zero, *y = &b->step.zero;
+        const struct tensor one[] = {x->weights[u], x->master[u], x->m[u], x->v[u]};
+        const struct tensor other[] = {y->weights[u], y->master[u], y->m[u], y->v[u]};
+        for (int i = 0; i < 4; i++)
+            same = same && memcmp(one[i].data, other[i].data, tensor_bytes(one[i])) == 0;
+    }
+    return same;
+}
+
+/* Three steps and one more on the first batch, in one run, or the last one in a run that begins with the first three's
+ * weights and moments: the same bits. So it is when that run begins again, and when it is resumed. */
+static void a_branch_goes_on_as_its_run_would(void **state)
+{
+    (void)state;
+    struct fixture base, branch, resumed;
+    struct step_report expected, report;
+    struct ckpt_meta meta;
+    char folder[2 * FIXTURE_PATH_BYTES];
+    fixture_open(&base, COMPUTE_FP32, 1);
+    fixture_open(&branch, COMPUTE_FP32, 1);
+    fixture_open(&resumed, COMPUTE_FP32, 1);
+    for (int64_t i = 0; i < 3; i++)
+        assert_int_equal(one_step(&base, i, &expected), 0);
+    save(&base, "base", 3);
+    assert_int_equal(loader_seek(base.loader, 0), 0);
+    assert_int_equal(one_step(&base, 3, &expected), 0);
+    for (int i = 0; i < 2; i++) {
+        begin_and_step(&branch, true, &report);
+        assert_true(report.loss == expected.loss && report.grad_norm == expected.grad_norm);
+        assert_true(same_state(&base, &branch));
+    }
+    save(&branch, "branch", 1);
+    (void)snprintf(folder, sizeof folder, "%s/branch/step-00000001", the_folder);
+    assert_int_equal(ckpt_read_meta(folder, &meta), 0);
+    assert_int_equal(meta.optim_steps, 4);
+    assert_int_equal(state_load(&resumed.step, folder, &meta), 0);
+    ckpt_meta_free(&meta);
+    assert_int_equal(loader_seek(resumed.loader, 1), 0);
+    assert_int_equal(one_step(&resumed, 1, &report), 0);
+    assert_int_equal(one_step(&branch, 1, &report), 0);
+    assert_true(same_state(&branch, &resumed));
+    begin_and_step(&branch, false, &report);
+    assert_true(report.loss == expected.loss);
+    assert_false(same_state(&base, &branch));
+    assert_int_equal(branch.step.optim_steps_before, 0);
+    fixture_close(&base);
+    fixture_close(&branch);
+    fixture_close(&resumed);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -327,6 +415,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(steps_issued_ahead_are_repeated_from_the_overflow),
         cmocka_unit_test(not_a_number_may_be_skipped),
         cmocka_unit_test(not_a_number_stops_every_rank),
+        cmocka_unit_test(a_branch_goes_on_as_its_run_would),
     };
     if (comm_open(&the_comm, &argc, &argv) != 0) return 1;
     int rc = 0;

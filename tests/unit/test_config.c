@@ -263,6 +263,9 @@ static void test_refused_combinations(void **state)
         {COMPLETE "log: {eval_every: 5}", {"data.valid is empty"}},
         {COMPLETE "run: {dir: ''}", {"run.dir is empty"}},
         {COMPLETE "checkpoint: {resume: ''}", {"checkpoint.resume is empty"}},
+        {COMPLETE "checkpoint: {init_optimizer: true}",
+         {"checkpoint.init_optimizer is true, but checkpoint.init_from names no checkpoint",
+          "init_optimizer at line 2"}},
         {"run: {steps: 1000}", {"the vocabulary is unknown"}},
         {"data: {tokenizer: t, train: [{path: a}], valid: [{path: a}]}", {"data.train and data.valid both name a"}},
     };
@@ -328,6 +331,7 @@ static void combinations_mend(struct config *cfg)
     cfg->log.eval_every = 0;
     if (cfg->run.dir[0] == '\0') cfg->run.dir[0] = 'x';
     if (cfg->checkpoint.resume[0] == '\0') cfg->checkpoint.resume[0] = 'x';
+    cfg->checkpoint.init_optimizer &= cfg->checkpoint.init_from[0] != '\0';
 }
 
 static void test_round_trip(void **state)

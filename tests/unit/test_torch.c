@@ -295,7 +295,7 @@ static void test_adamw_steps(void **state)
         assert_int_equal(control.fault, 0);
         assert_true(within(fabs(control.norm / norms[step] - 1), BOUND_STEP_LOSS));
         assert_true(within(fabs(optim_lr(rig.cfg, step) / lrs[step] - 1), 1e-12));
-        must(optim_update(z, rig.cfg, step));
+        must(optim_update(z, rig.cfg, step, step));
         must(model_weights_changed(&rig.step.model));
     }
     print_message("%d steps, largest difference of a loss %.2e\n", (int)steps, worst);

@@ -129,6 +129,7 @@ static void show_meta(const char *folder, const struct ckpt_manifest *manifest)
     printf("checkpoint    %s\nstep          %" PRId64 "\nsaved         %s by %s\n", folder, meta->step,
            manifest->saved_at, meta->version);
     printf("size          %s in %d files, of %d rank(s)\n", size, manifest->n_files, manifest->n_files - 1);
+    printf("optim steps   %" PRId64 " in the moments\n", meta->optim_steps);
     printf("tokens        %.17g\ngrad norm     %.17g\ngrad scale    %.17g\n", meta->tokens, meta->grad_norm,
            meta->grad_scale);
     printf("model id      %016" PRIx64 "\ntokenizer id  %016" PRIx64 "\n", meta->model_id, meta->tokenizer_id);
