@@ -23,6 +23,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 /* Larger segments are no faster between ranks of a node (they leave the cache) and cost memory. */
 #define SEGMENT_BYTES ((int64_t)1 << 20)
@@ -49,6 +50,7 @@ struct comm_state {
     int first, n, capacity;
     MPI_Request in_flight[SEGMENTS_IN_FLIGHT]; /* MPI_REQUEST_NULL: a free slot */
     struct watch *watch;                       /* NULL: nobody watches */
+    int64_t attempt;                           /* a number of this job's own; the same on all ranks */
 };
 
 #define CHECK_MPI(call, what)                                                               \
@@ -124,6 +126,16 @@ static int local_ranks_count(struct comm *comm)
     return 0;
 }
 
+static int attempt_choose(struct comm *comm)
+{
+    struct timespec now;
+    (void)clock_gettime(CLOCK_REALTIME, &now);
+    comm->state->attempt = (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+    if (comm->ranks == 1) return 0;
+    CHECK_MPI(MPI_Bcast(&comm->state->attempt, 1, MPI_INT64_T, 0, MPI_COMM_WORLD), "number of the attempt");
+    return 0;
+}
+
 static int state_open(struct comm *comm)
 {
     comm->state = calloc(1, sizeof *comm->state);
@@ -132,6 +144,7 @@ static int state_open(struct comm *comm)
     s->all = s->sums = MPI_COMM_NULL;
     for (int i = 0; i < SEGMENTS_IN_FLIGHT; i++)
         s->in_flight[i] = MPI_REQUEST_NULL;
+    TRY(attempt_choose(comm));
     if (comm->ranks == 1) return 0;
     s->capacity = QUEUE_START;
     s->queue = calloc((size_t)s->capacity, sizeof *s->queue);
@@ -159,7 +172,21 @@ int comm_open(struct comm *comm, int *argc, char ***argv)
 
 int comm_watch(struct comm *comm, const char *folder, double timeout_s)
 {
-    return comm->ranks == 1 ? 0 : watch_open(&comm->state->watch, comm, folder, timeout_s);
+    struct comm_state *s = comm->state;
+    if (!s->watch) TRY(watch_open(&s->watch, comm, (uint64_t)s->attempt, timeout_s));
+    watch_set_timeout(s->watch, timeout_s);
+    if (folder) watch_set_folder(s->watch, folder);
+    return 0;
+}
+
+void comm_wait_enter(struct comm *comm, const char *what)
+{
+    if (comm->state) watch_enter_alone(comm->state->watch, what);
+}
+
+void comm_wait_leave(struct comm *comm)
+{
+    if (comm->state) watch_leave(comm->state->watch);
 }
 
 void comm_close(struct comm *comm)

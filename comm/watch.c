@@ -9,23 +9,47 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
-#define LOOK_NS 200000000L
+#define LOOK_S 0.2
 #define GATHER_S 3.0 /* for the other ranks' time-outs to come, too, and their files to be seen */
+#define END_S 6.0    /* after the time-out this rank ends, whether it could say something or not */
 #define FOLDER_MAX 1024
+#define PATH_MAX_BYTES (FOLDER_MAX + 32)
+#define LINE_MAX_BYTES 256
+#define RESUME "Look at those ranks' nodes; the same command resumes from the last checkpoint"
+
+/* How a line begins that a rank writes about itself: which collective it is in, or which it left last. */
+static const char in_text[] = "in collective ", after_text[] = "after collective ", attempt_text[] = ", attempt ";
 
 struct watch {
     int rank, ranks;
-    double timeout_s;
+    uint64_t attempt;
+    atomic_llong timeout_ns;
     char folder[FOLDER_MAX];
+    atomic_bool has_folder; /* folder does not change any more */
     pthread_t thread;
     atomic_bool ending;
     atomic_ullong count;        /* collectives entered */
-    _Atomic(const char *) what; /* NULL: in none */
+    _Atomic(const char *) what; /* NULL: at work */
     atomic_size_t bytes;
+    atomic_bool alone; /* not in a collective */
     atomic_llong since_ns;
+    const char *stuck_in; /* what it waited for when the time-out came */
+    atomic_int report;    /* enum report */
+};
+
+/* How far a rank that ends the job is with saying why. */
+enum report { GATHERING, SPEAKING, SILENT /* another rank speaks */, SAID };
+
+/* What a rank's file says. */
+struct testimony {
+    bool given;               /* and by this attempt */
+    bool alone;               /* it waits for something that is no collective */
+    unsigned long long count; /* of collectives that it entered */
+    char text[LINE_MAX_BYTES];
 };
 
 static long long now_ns(void)
@@ -35,13 +59,23 @@ static long long now_ns(void)
     return (long long)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-void watch_enter(struct watch *w, const char *what, size_t bytes)
+static void enter(struct watch *w, const char *what, size_t bytes, bool alone)
 {
-    if (!w) return;
     atomic_store_explicit(&w->since_ns, now_ns(), memory_order_relaxed);
     atomic_store_explicit(&w->bytes, bytes, memory_order_relaxed);
-    atomic_fetch_add_explicit(&w->count, 1, memory_order_relaxed);
+    atomic_store_explicit(&w->alone, alone, memory_order_relaxed);
+    if (!alone) atomic_fetch_add_explicit(&w->count, 1, memory_order_relaxed);
     atomic_store_explicit(&w->what, what, memory_order_release);
+}
+
+void watch_enter(struct watch *w, const char *what, size_t bytes)
+{
+    if (w) enter(w, what, bytes, false);
+}
+
+void watch_enter_alone(struct watch *w, const char *what)
+{
+    if (w) enter(w, what, 0, true);
 }
 
 void watch_leave(struct watch *w)
@@ -49,11 +83,15 @@ void watch_leave(struct watch *w)
     if (w) atomic_store_explicit(&w->what, NULL, memory_order_release);
 }
 
-/* Seconds in the collective in hand; 0 outside. */
-static double waiting_s(struct watch *w)
+/* Seconds since the last wait began. */
+static double waited_s(struct watch *w)
 {
-    if (!atomic_load_explicit(&w->what, memory_order_acquire)) return 0;
     return (double)(now_ns() - atomic_load_explicit(&w->since_ns, memory_order_relaxed)) * 1e-9;
+}
+
+static double timeout_s(struct watch *w)
+{
+    return (double)atomic_load(&w->timeout_ns) * 1e-9;
 }
 
 static void pause_s(double s)
@@ -62,90 +100,210 @@ static void pause_s(double s)
     nanosleep(&t, NULL);
 }
 
-static void path_of(const struct watch *w, int rank, char path[FOLDER_MAX + 32])
+/* ---- the files ---- */
+
+static void path_of(const struct watch *w, int rank, char path[PATH_MAX_BYTES])
 {
-    snprintf(path, FOLDER_MAX + 32, "%s/hang-%05d", w->folder, rank);
+    snprintf(path, PATH_MAX_BYTES, "%s/hang-%05d", w->folder, rank);
 }
 
-/* How many collectives the rank says it has entered; 0 when it says nothing. */
-static unsigned long long count_of(const struct watch *w, int rank)
+/* mkdir -p. What cannot be made is found when the file is opened. */
+static void make_folder(const char *folder)
 {
-    static const char begins[] = "collective ";
-    char path[FOLDER_MAX + 32], line[256] = "";
+    char path[FOLDER_MAX];
+    snprintf(path, sizeof path, "%s", folder);
+    for (char *end = path + 1; *end; end++) {
+        if (*end != '/') continue;
+        *end = '\0';
+        (void)mkdir(path, 0777);
+        *end = '/';
+    }
+    (void)mkdir(path, 0777);
+}
+
+/* This rank's own words: "rank 2 has waited 600 s in agreement of 8 bytes". */
+static void describe(struct watch *w, char text[LINE_MAX_BYTES])
+{
+    if (atomic_load(&w->alone)) {
+        snprintf(text, LINE_MAX_BYTES, "rank %d has waited %.0f s for %s", w->rank, waited_s(w), w->stuck_in);
+    } else {
+        snprintf(text, LINE_MAX_BYTES, "rank %d has waited %.0f s in %s of %zu bytes", w->rank, waited_s(w),
+                 w->stuck_in, atomic_load(&w->bytes));
+    }
+}
+
+/* Writes this rank's line; false when there is no place for it. */
+static bool testify(struct watch *w)
+{
+    char path[PATH_MAX_BYTES], text[LINE_MAX_BYTES];
+    if (!atomic_load(&w->has_folder)) return false;
+    make_folder(w->folder);
+    path_of(w, w->rank, path);
+    describe(w, text);
+    FILE *file = fopen(path, "w");
+    if (!file) return false;
+    fprintf(file, "%s%llu%s%llx: %s\n", atomic_load(&w->alone) ? after_text : in_text,
+            (unsigned long long)atomic_load(&w->count), attempt_text, (unsigned long long)w->attempt, text);
+    return fclose(file) == 0;
+}
+
+static void parse(const struct watch *w, const char *line, struct testimony *t)
+{
+    const char *at = line;
+    t->alone = strncmp(line, after_text, sizeof after_text - 1) == 0;
+    if (!t->alone && strncmp(line, in_text, sizeof in_text - 1) != 0) return;
+    at += t->alone ? sizeof after_text - 1 : sizeof in_text - 1;
+    char *end = NULL;
+    t->count = strtoull(at, &end, 10);
+    if (strncmp(end, attempt_text, sizeof attempt_text - 1) != 0) return;
+    const unsigned long long attempt = strtoull(end + sizeof attempt_text - 1, &end, 16);
+    if (attempt != w->attempt || strncmp(end, ": ", 2) != 0) return;
+    snprintf(t->text, sizeof t->text, "%.*s", (int)strcspn(end + 2, "\n"), end + 2);
+    t->given = true;
+}
+
+static struct testimony testimony_of(const struct watch *w, int rank)
+{
+    struct testimony t = {.given = false};
+    char path[PATH_MAX_BYTES], line[2 * LINE_MAX_BYTES] = "";
     path_of(w, rank, path);
     FILE *file = fopen(path, "r");
-    const bool read = file && fgets(line, sizeof line, file);
+    if (file && fgets(line, sizeof line, file)) parse(w, line, &t);
     if (file) (void)fclose(file);
-    return read && strncmp(line, begins, sizeof begins - 1) == 0 ? strtoull(line + sizeof begins - 1, NULL, 10) : 0;
+    return t;
 }
 
-/* This rank's line. */
-static void testify(struct watch *w, const char *what)
+/* ---- what is said ---- */
+
+/* Whether rank a of two came further: more collectives, or in the one that the other has not entered. */
+static bool is_further(const struct testimony *a, const struct testimony *b)
 {
-    char path[FOLDER_MAX + 32];
-    path_of(w, w->rank, path);
-    FILE *file = fopen(path, "w");
-    if (!file) return; /* then it counts as one that did not arrive; the others report */
-    fprintf(file, "collective %llu: rank %d has waited %.0f s in %s of %zu bytes\n",
-            (unsigned long long)atomic_load(&w->count), w->rank, waiting_s(w), what, atomic_load(&w->bytes));
-    (void)fclose(file);
+    return a->given && (!b->given || a->count > b->count || (a->count == b->count && b->alone && !a->alone));
 }
 
-/* Names those that are not as far as this rank, which is the lowest that waits. */
-static void accuse(struct watch *w, const char *what)
+/* The ranks that did not come as far as `furthest`, as a list; returns how many. */
+static int list_missing(const struct watch *w, const struct testimony *all, const struct testimony *furthest,
+                        char *list, size_t bytes)
 {
-    char list[512] = "";
-    size_t used = 0;
     int missing = 0;
-    const unsigned long long mine = atomic_load(&w->count);
+    size_t used = 0;
     for (int rank = 0; rank < w->ranks; rank++) {
-        if (rank == w->rank || count_of(w, rank) >= mine) continue;
+        const struct testimony *t = &all[rank];
+        if (!is_further(furthest, t)) continue;
         missing++;
-        if (used + 16 < sizeof list) used += (size_t)snprintf(list + used, sizeof list - used, " %d", rank);
+        if (used + LINE_MAX_BYTES + 32 > bytes) continue;
+        used += (size_t)snprintf(list + used, bytes - used, t->given ? "%s %d (%s)" : "%s %d", missing > 1 ? "," : "",
+                                 rank, t->text);
     }
+    return missing;
+}
+
+/* Names those that are not as far as the others. */
+static void accuse(struct watch *w, const struct testimony *all)
+{
+    char list[8 * LINE_MAX_BYTES] = " none";
+    int waiting = 0;
+    const struct testimony *furthest = &all[w->rank];
+    for (int rank = 0; rank < w->ranks; rank++) {
+        if (is_further(&all[rank], furthest)) furthest = &all[rank];
+        waiting += all[rank].given;
+    }
+    if (furthest->alone) { /* nobody is in a collective */
+        log_error("hung: %s, longer than run.hang_timeout_s=%.0f, as have %d of %d ranks. Where each stood is in "
+                  "%s/hang-*. " RESUME,
+                  furthest->text, timeout_s(w), waiting, w->ranks, w->folder);
+        return;
+    }
+    const int missing = list_missing(w, all, furthest, list, sizeof list);
+    log_error("hung: %s, collective number %llu, longer than run.hang_timeout_s=%.0f; %d of %d ranks did not "
+              "arrive:%s. Where each stood is in %s/hang-*. " RESUME,
+              furthest->text, furthest->count, timeout_s(w), missing, w->ranks, list, w->folder);
+}
+
+/* Without the others' words. */
+static void speak_alone(struct watch *w)
+{
+    char text[LINE_MAX_BYTES];
+    const bool has_folder = atomic_load(&w->has_folder);
+    describe(w, text);
     log_error(
-        "hung: for %.0f s (run.hang_timeout_s) ranks have waited in %s, number %llu, of %zu bytes; %d of %d ranks "
-        "did not arrive:%s. Where each stood is in %s/hang-*. Look at those ranks' nodes; the same command resumes "
-        "from the last checkpoint",
-        w->timeout_s, what, mine, atomic_load(&w->bytes), missing, w->ranks, missing > 0 ? list : " none", w->folder);
+        "hung: %s, collective number %llu, longer than run.hang_timeout_s=%.0f; %s %s, so look for the ranks that "
+        "do not say this: they did not arrive. " RESUME,
+        text, (unsigned long long)atomic_load(&w->count), timeout_s(w), has_folder ? w->folder : "the run's folder",
+        has_folder ? "cannot be written to or does not answer" : "is not known yet");
+}
+
+/* The lowest rank that testified speaks for all. Returns false when this rank's own words find no place. */
+static bool speak_for_all(struct watch *w)
+{
+    int lowest = 0;
+    if (!testify(w)) return false;
+    pause_s(GATHER_S);
+    while (lowest < w->rank && !testimony_of(w, lowest).given)
+        lowest++;
+    if (lowest < w->rank) {
+        atomic_store(&w->report, SILENT);
+        pause_s(END_S); /* it ends first */
+        return true;
+    }
+    struct testimony *all = calloc((size_t)w->ranks, sizeof *all);
+    if (!all) return false;
+    for (int rank = 0; rank < w->ranks; rank++)
+        all[rank] = testimony_of(w, rank);
+    atomic_store(&w->report, SPEAKING);
+    accuse(w, all);
+    free(all);
+    return true;
+}
+
+/* The thread that deals with files. */
+static void *report(void *watch)
+{
+    struct watch *w = watch;
+    if (!speak_for_all(w)) {
+        atomic_store(&w->report, SPEAKING);
+        speak_alone(w);
+        pause_s(GATHER_S); /* for the others to say it, too */
+    }
+    atomic_store(&w->report, SAID);
+    return NULL;
 }
 
 /* The job ends here. */
-static void end_job(struct watch *w, const char *what)
+_Noreturn static void end_job(struct watch *w, const char *what)
 {
-    int lowest = 0;
-    testify(w, what);
-    pause_s(GATHER_S);
-    while (lowest < w->rank && count_of(w, lowest) == 0)
-        lowest++;
-    if (lowest == w->rank) accuse(w, what);
-    if (lowest != w->rank) pause_s(GATHER_S); /* let that one speak and exit first */
+    pthread_t reporter;
+    w->stuck_in = what;
+    const long long began = now_ns();
+    if (pthread_create(&reporter, NULL, report, w) == 0) {
+        while (atomic_load(&w->report) != SAID && (double)(now_ns() - began) * 1e-9 < END_S)
+            pause_s(LOOK_S / 4);
+    }
+    if (atomic_load(&w->report) == GATHERING) speak_alone(w);
     _exit(ERR_COMM);
 }
 
 static void *look(void *watch)
 {
-    static const struct timespec pause = {.tv_nsec = LOOK_NS};
     struct watch *w = watch;
     while (!atomic_load(&w->ending)) {
-        nanosleep(&pause, NULL);
+        pause_s(LOOK_S);
         const char *what = atomic_load_explicit(&w->what, memory_order_acquire);
-        if (what && waiting_s(w) > w->timeout_s) end_job(w, what);
+        if (what && waited_s(w) > timeout_s(w)) end_job(w, what);
     }
     return NULL;
 }
 
-int watch_open(struct watch **watch, const struct comm *comm, const char *folder, double timeout_s)
+/* ---- opening and closing ---- */
+
+int watch_open(struct watch **watch, const struct comm *comm, uint64_t attempt, double timeout)
 {
-    char path[FOLDER_MAX + 32];
     struct watch *w = *watch = calloc(1, sizeof *w);
     if (!w) FAIL(ERR_SYSTEM, "no memory for watching the collectives");
     w->rank = comm->rank;
     w->ranks = comm->ranks;
-    w->timeout_s = timeout_s;
-    snprintf(w->folder, sizeof w->folder, "%s", folder);
-    path_of(w, w->rank, path);
-    if (unlink(path) != 0 && errno != ENOENT) log_warn("%s: cannot be removed: %s", path, strerror(errno));
+    w->attempt = attempt;
+    watch_set_timeout(w, timeout);
     const int error = pthread_create(&w->thread, NULL, look, w);
     if (error != 0) {
         free(w);
@@ -153,6 +311,22 @@ int watch_open(struct watch **watch, const struct comm *comm, const char *folder
         FAIL(ERR_SYSTEM, "no thread for watching the collectives: %s", strerror(error));
     }
     return 0;
+}
+
+void watch_set_timeout(struct watch *w, double timeout)
+{
+    atomic_store(&w->timeout_ns, (long long)(timeout * 1e9));
+}
+
+void watch_set_folder(struct watch *w, const char *folder)
+{
+    char path[PATH_MAX_BYTES];
+    ASSERT(!atomic_load(&w->has_folder));
+    snprintf(w->folder, sizeof w->folder, "%s", folder);
+    path_of(w, w->rank, path);
+    if (unlink(path) != 0 && errno != ENOENT && errno != ENOTDIR)
+        log_warn("%s: cannot be removed: %s", path, strerror(errno));
+    atomic_store(&w->has_folder, true);
 }
 
 void watch_close(struct watch *w)

@@ -1,11 +1,16 @@
-/* Private to comm: what a rank waits for in MPI, and a thread that ends the job when it waits for too long.
+/* Private to comm: what a rank waits for, and a thread that ends the job when it waits for too long.
  *
  * Every blocking collective is entered and left. All ranks enter the same ones in the same order, so their count tells how
- * far each rank came. When a rank has been in one for longer than the time-out, it writes a line about itself into
- * FOLDER/hang-RANK. A little later the lowest rank that wrote one lists the ranks that did not arrive, on stderr and in
- * FOLDER/hang, and its exit ends the job: launchers end all ranks when one fails, those that are stopped or stuck too.
+ * far each rank came. A rank that waits for something else, such as a read, enters that too; it is not counted. A rank
+ * that is not in either is at work, for as long as it likes.
  *
- * Threads: `enter` and `leave` by the thread that owns MPI; the watching thread only reads what they set. */
+ * When a rank has waited for longer than the time-out, it writes a line about itself into FOLDER/hang-RANK. A little later
+ * the lowest rank that wrote one says on stderr which ranks did not arrive, and its exit ends the job: launchers end all
+ * ranks when one fails, those that are stopped or stuck too. Where there is no folder, or it does not answer in time
+ * either, every rank that waits says so itself.
+ *
+ * Threads: `enter` and `leave` by the thread that owns MPI; the watching thread only reads what they set. A third one
+ * writes and reads the files, so that a file system that hangs cannot keep the job. */
 #ifndef TATARA_WATCH_H
 #define TATARA_WATCH_H
 
@@ -13,11 +18,18 @@
 
 struct watch;
 
-/* Starts watching. Not collective. */
-int watch_open(struct watch **watch, const struct comm *comm, const char *folder, double timeout_s);
+/* Starts watching. attempt: tells this job from others that leave files in the same folder; equal on all ranks. Not
+ * collective. */
+int watch_open(struct watch **watch, const struct comm *comm, uint64_t attempt, double timeout_s);
 void watch_close(struct watch *watch);
+void watch_set_timeout(struct watch *watch, double timeout_s);
+/* From here on the folder is known; once only. It is made when it is needed and not there. */
+void watch_set_folder(struct watch *watch, const char *folder);
+
 /* watch may be NULL: then nothing is recorded. `what` stays valid for ever. */
 void watch_enter(struct watch *watch, const char *what, size_t bytes);
+/* Not a collective. */
+void watch_enter_alone(struct watch *watch, const char *what);
 void watch_leave(struct watch *watch);
 
 #endif

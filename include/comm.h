@@ -36,8 +36,13 @@ void comm_close(struct comm *comm);
 _Noreturn void comm_abort(struct comm *comm, int status);
 
 /* From here on a collective that takes longer than timeout_s ends the job with ERR_COMM, naming the ranks that did not
- * arrive; each rank leaves a line about where it stood in folder. Not collective. */
+ * arrive; each rank leaves a line about where it stood in folder, which is made when it is needed and not there. It may
+ * be called again with another time-out, and with a folder once: NULL while none is known. Not collective. */
 int comm_watch(struct comm *comm, const char *folder, double timeout_s);
+/* Around a wait of this rank that is no collective, such as one for a read: it ends the job in the same way. `what`
+ * stays valid for ever. No collective may be called in between. Not collective. */
+void comm_wait_enter(struct comm *comm, const char *what);
+void comm_wait_leave(struct comm *comm);
 
 /* The ranks agree on the outcome of a phase: 0 when rc is 0 on all ranks; else the code of the lowest failing rank, on
  * every rank. Only that rank keeps its message, so that one rank reports. Collective. */

@@ -352,7 +352,6 @@ static int run_train(struct comm *comm, struct config *cfg)
     log_info("model: %.1f M parameters; memory: %.0f MiB a rank", (double)run.step.params.elems / 1e6,
              (double)run.arena.size / (1 << 20));
     TRY_GOTO(ckpt_open_run_dir(comm, cfg->run.dir, &run.saving.folder), done);
-    TRY_GOTO(comm_agree(comm, comm_watch(comm, cfg->run.dir, (double)cfg->run.hang_timeout_s)), done);
     TRY_GOTO(resume(&run), done);
     TRY_GOTO(choose_attention(&run), done);
     if (comm->rank == 0) rc = save_config(&run);
@@ -408,12 +407,15 @@ int run_command(struct comm *comm, int argc, char **argv)
     if (!cfg) rc = err_raise(ERR_SYSTEM, __FILE__, __LINE__, "out of memory for the configuration");
     TRY_GOTO(comm_agree(comm, rc), done);
     ASSERT(cfg);
-    if (comm->rank == 0) {
+    config_defaults(cfg);
+    rc = comm_watch(comm, NULL, (double)cfg->run.hang_timeout_s);
+    if (rc == 0 && comm->rank == 0) {
         rc = config_load(cfg, argv[0], argc - 1, argv + 1);
         if (rc == 0) rc = config_check_for_training(cfg);
     }
     TRY_GOTO(comm_agree(comm, rc), done);
     TRY_GOTO(comm_bcast(comm, cfg, sizeof *cfg, 0), done);
+    TRY_GOTO(comm_watch(comm, cfg->run.dir, (double)cfg->run.hang_timeout_s), done);
     if (comm->rank == 0) {
         printf("tatara %s: training, %d rank%s\n", run_version, comm->ranks, comm->ranks == 1 ? "" : "s");
         config_print(cfg);

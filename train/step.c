@@ -64,10 +64,13 @@ int step_start(struct step *step, bool initial_weights)
     return model_weights_changed(&step->model);
 }
 
-static int load(struct model *m, struct loader *loader, struct batch *batch)
+static int load(struct step *step, struct loader *loader, struct batch *batch)
 {
-    TRY(loader_next(loader, batch));
-    return model_load_batch(m, batch->tok, batch->target, batch->start, batch->pos);
+    comm_wait_enter(step->comm, "the next batch of data");
+    const int rc = loader_next(loader, batch);
+    comm_wait_leave(step->comm);
+    if (rc != 0) return rc;
+    return model_load_batch(&step->model, batch->tok, batch->target, batch->start, batch->pos);
 }
 
 /* This rank's micro-batches, forward and backward, with the sums over ranks under way at the end. When one cannot be
@@ -82,7 +85,7 @@ static int accumulate(struct step *step, struct loader *loader, struct step_repo
     TRY(zero_begin(&step->zero));
     double mark = step_clock_s();
     for (int64_t i = 0; i < n; i++) {
-        *loaded = load(m, loader, &batch);
+        *loaded = load(step, loader, &batch);
         if (*loaded != 0) return zero_accumulate_nothing(&step->zero);
         lap(&report->load_s, &mark);
         TRY(model_forward(m, true, 1 / tokens));
@@ -229,13 +232,14 @@ int step_resume(struct step *step, int64_t done)
 }
 
 /* This rank's n micro-batches of a validation pass: sums[0] of losses, sums[1] of tokens. Not collective. */
-static int evaluate(struct model *m, struct loader *loader, int64_t n, int64_t sums[2])
+static int evaluate(struct step *step, struct loader *loader, int64_t n, int64_t sums[2])
 {
     struct batch batch;
+    struct model *m = &step->model;
     TRY(loader_seek(loader, 0));
     TRY(op_fill(m->dev, m->loss_sum, 0));
     for (int64_t i = 0; i < n; i++) {
-        TRY(load(m, loader, &batch));
+        TRY(load(step, loader, &batch));
         for (int64_t t = 0; t < m->tokens; t++)
             sums[1] += batch.target[t] >= 0;
         TRY(model_forward(m, false, 0));
@@ -248,7 +252,7 @@ int step_evaluate(struct step *step, struct loader *loader, int64_t max_micro_ba
     int64_t n = loader_micro_batches(loader), sums[2] = {0};
     TRY(comm_finish(step->comm));
     if (max_micro_batches > 0 && n > max_micro_batches) n = max_micro_batches;
-    TRY(comm_agree(step->comm, evaluate(&step->model, loader, n, sums)));
+    TRY(comm_agree(step->comm, evaluate(step, loader, n, sums)));
     TRY(comm_sum_i64(step->comm, sums, 2));
     *loss = sums[1] > 0 ? (double)sums[0] / MODEL_LOSS_SCALE / (double)sums[1] : 0;
     return 0;

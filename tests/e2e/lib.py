@@ -61,8 +61,9 @@ class Result:
 class Process:
     """A running tatara: alone (ranks 0), or that many ranks under mpirun. To be used in `with`, which ends it."""
 
-    def __init__(self, words, ranks=0, prefix=()):
-        command = [*prefix, *launcher(ranks), str(options.tatara), *map(str, words)]
+    def __init__(self, words, ranks=0, prefix=(), wrap=()):
+        """prefix: a command that starts the launcher; wrap: one that each rank is started by."""
+        command = [*prefix, *launcher(ranks), *map(str, wrap), str(options.tatara), *map(str, words)]
         self.began = time.monotonic()
         # Files rather than pipes: a full pipe would stop a process that nobody reads from.
         self.files = [tempfile.TemporaryFile(), tempfile.TemporaryFile()]
@@ -282,5 +283,6 @@ def main():
     parser.add_argument("--tatara", type=lambda path: pathlib.Path(path).resolve(), required=True)
     parser.add_argument("--mpirun", type=shlex.split, required=True)
     parser.add_argument("--data", type=lambda path: pathlib.Path(path).resolve(), required=True)
+    parser.add_argument("--stuck-read", type=lambda path: pathlib.Path(path).resolve(), help="for test_hang")
     options, rest = parser.parse_known_args()
     unittest.main(argv=[sys.argv[0], *rest], verbosity=2)

@@ -1,0 +1,100 @@
+"""Ranks that come to a standstill in the middle of a read, and before the run's folder is open: the job ends within the
+time-out and 10 s, with the status that says: try again. (test_faults.py stops whole processes.)"""
+import os
+import re
+import signal
+import time
+
+import lib
+
+TIMEOUT_S = 2
+WORDS = ["run.steps=1000000", f"run.hang_timeout_s={TIMEOUT_S}"]
+
+
+class Hang(lib.Case):
+    def check(self, process, pattern):
+        """It ends in time, and one rank says what the pattern describes."""
+        result = process.wait(TIMEOUT_S + 10)
+        self.assertEqual(result.status, lib.STATUS["comm"], result)
+        self.assertEqual(len(result.errors()), 1, result)
+        self.assertRegex(result.errors()[0], pattern)
+        self.assertIn(f"run.hang_timeout_s={TIMEOUT_S}", result.errors()[0])
+
+
+class Shard(Hang):
+    """The thread that reads ahead does not come back from a token shard."""
+
+    def check_stuck(self, ranks, stuck, pattern):
+        config, run_dir = self.config()
+        prefix = ["env", f"LD_PRELOAD={lib.options.stuck_read}"]
+        with lib.Process(["train", config, *WORDS], ranks=ranks, prefix=prefix) as process:
+            lib.wait_for("a step", lambda: lib.steps_done(run_dir) > 0)
+            processes = {rank_of(child): child for child in process.children()} if ranks else {0: process.popen.pid}
+            self.assertEqual(sorted(processes), list(range(max(ranks, 1))))
+            for rank in stuck:
+                os.kill(processes[rank], signal.SIGUSR2)
+            self.check(process, pattern)
+
+    def test_one_rank(self):
+        """The others wait for its gradients."""
+        self.check_stuck(3, [1], r"hung: rank [02] has waited \d s in sum over ranks of .*; 1 of 3 ranks did not arrive: "
+                                 r"1 \(rank 1 has waited \d s for the next batch of data\)\.")
+
+    def test_alone(self):
+        """No rank is in a collective, as when the file server of all has gone."""
+        self.check_stuck(0, [0], r"hung: rank 0 has waited \d s for the next batch of data, .* as have 1 of 1 ranks")
+
+
+class Start(Hang):
+    """A file is a pipe without a writer on one rank only, and so a rank stands in open(2): each rank starts in a folder of
+    its own, with a link to the file or with the pipe."""
+
+    def start(self, name, real, rank, *words):
+        folder = self.dir / f"{name}-ranks"
+        for other in range(3):
+            place = folder / str(other) / real.name
+            place.parent.mkdir(parents=True)
+            if other == rank:
+                os.mkfifo(place)
+            else:
+                place.symlink_to(real)
+        config, run_dir = self.config(name)
+        process = lib.Process(["train", config, *WORDS, *words], ranks=3,
+                              wrap=["sh", "-c", 'cd "$0/$OMPI_COMM_WORLD_RANK" && exec "$@"', folder])
+        self.addCleanup(process.__exit__)
+        return process, run_dir
+
+    def test_stuck_open(self):
+        """Of the tokenizer and of a shard, on a lower and on a higher rank than those who tell; three runs at once. One's
+        folder is made meanwhile, with words of an earlier attempt, which count for nothing; one's is not there; and
+        one's cannot be made, so that each rank that waits says so itself."""
+        shard = next(lib.train_shards().glob("*.h5"))
+        late, late_dir = self.start("late", lib.tokenizer(), 1, "data.tokenizer=tok.model")
+        none, none_dir = self.start("none", shard, 0, f"data.train=[{{path: {shard.name}}}]")
+        never, _ = self.start("never", lib.tokenizer(), 2, "data.tokenizer=tok.model", "run.dir=/dev/null/run")
+        lib.wait_for("the configuration", lambda: "training, 3 ranks" in late.result().stdout)
+        self.assertFalse(late_dir.exists())
+        time.sleep(0.2)
+        late_dir.mkdir()
+        (late_dir / "hang-00001").write_text("in collective 1000000, attempt 1: rank 1 has waited 9 s in a queue\n")
+
+        self.check(late, r"hung: .*; 1 of 3 ranks did not arrive: 1\.")
+        self.check(none, r"hung: .*; 1 of 3 ranks did not arrive: 0\.")
+        said = sorted(none_dir.iterdir())
+        self.assertEqual([path.name for path in said], ["hang-00001", "hang-00002"])
+        for path in said:
+            self.assertRegex(path.read_text(), r"^in collective \d+, attempt [0-9a-f]+: rank [12] has waited \d s in ")
+
+        result = never.wait(TIMEOUT_S + 10)
+        self.assertEqual(result.status, lib.STATUS["comm"], result)
+        self.assertEqual(sorted(re.findall(r"hung: rank (\d)", result.stderr)), ["0", "1"], result)
+        self.assertIn("/dev/null/run cannot be written to", result.stderr)
+
+
+def rank_of(process):
+    with open(f"/proc/{process}/environ", "rb") as file:
+        return int(re.search(rb"\0OMPI_COMM_WORLD_RANK=(\d+)\0", file.read()).group(1))
+
+
+if __name__ == "__main__":
+    lib.main()
