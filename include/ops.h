@@ -142,11 +142,13 @@ struct device_table {
     int (*sync)(struct device *dev);
     /* Bytes that `pack` writes for this b and tb; 0 when the backend reads b as it is. */
     size_t (*pack_bytes)(struct device *dev, struct tensor b, bool tb);
-    /* Bytes of dev->workspace that the backend wants. */
-    size_t (*workspace_bytes)(struct device *dev);
+    /* Bytes of dev->workspace that the backend wants, with what attention of that choice may take in calls of shape c;
+     * c NULL: nothing will be chosen. Needs no open device: one that is not there is taken to be able to do it all. */
+    size_t (*workspace_bytes)(struct device *dev, const struct attention_case *c, enum attention_choice choice);
     /* Sets what computes attention from here on in calls of this shape; others are always flash's. ATTENTION_AUTO becomes
-     * the faster one by measurement, flash when the other cannot be used. why: one line for a person. Waits for the
-     * device, and may take memory of its own. ERR_UNSUPPORTED when what is asked for cannot be had. */
+     * the faster one by measurement, flash when the other cannot be used, as where dev->workspace is too small for it.
+     * why: one line for a person. Waits for the device; memory that it measures in is given back. ERR_UNSUPPORTED when
+     * what is asked for cannot be had. */
     int (*choose_attention)(struct device *dev, const struct attention_case *c, enum attention_choice *choice,
                             char *why, size_t why_bytes);
 #define OP(name, params, args) int (*name)(struct device * dev, OP_UNPAREN params);

@@ -87,8 +87,8 @@ struct device_table; /* ops.h */
 struct device {
     enum device_kind kind;
     const struct device_table *table;
-    int threads;     /* CPU: OpenMP threads of this rank */
-    void *workspace; /* set by the owner of the device before the first op: table->workspace_bytes(dev) bytes */
+    int threads;            /* CPU: OpenMP threads of this rank */
+    void *workspace;        /* set by the owner of the device before the first op: as much as its table wants */
     size_t workspace_bytes; /* of device memory, for the backend's own use within one op */
     void *state;            /* the backend's own: library handles, caches of prepared kernels, streams */
 };

@@ -16,18 +16,24 @@
 int plan_check_memory(const struct arena *measured, int sharers)
 {
     size_t free_bytes = 0, total_bytes = 0;
+    char attention[96] = "";
+    struct device *dev = measured->dev;
+    const size_t least = dev->table->workspace_bytes(dev, NULL, ATTENTION_FLASH);
     const double wanted = (double)measured->used * sharers;
-    TRY(measured->dev->table->memory(measured->dev, &free_bytes, &total_bytes));
+    TRY(dev->table->memory(dev, &free_bytes, &total_bytes));
     if (free_bytes == 0 || wanted <= (double)free_bytes) return 0;
+    if (dev->workspace_bytes > least)
+        snprintf(attention, sizeof attention, "; the workspace takes %.0f MiB less with attention=flash",
+                 (double)(dev->workspace_bytes - least) / MIB);
     FAIL(ERR_CONFIG,
          "this run needs %.0f MiB on each of the %d ranks that share this %s's memory, and %.0f of its %.0f MiB are "
          "free. "
          "Activations take %.0f MiB: lower batch.micro or set model.recompute=block; optimizer and gradients take "
          "%.0f "
-         "MiB: use more ranks with parallel.zero=1. `tatara plan` shows the effect without running",
-         (double)measured->used / MIB, sharers, measured->dev->kind == DEVICE_CPU ? "node" : "GPU",
-         (double)free_bytes / MIB, (double)total_bytes / MIB, (double)measured->by_kind[ARENA_ACTS] / MIB,
-         (double)(measured->by_kind[ARENA_OPTIM] + measured->by_kind[ARENA_GRADS]) / MIB);
+         "MiB: use more ranks with parallel.zero=1%s. `tatara plan` shows the effect without running",
+         (double)measured->used / MIB, sharers, dev->kind == DEVICE_CPU ? "node" : "GPU", (double)free_bytes / MIB,
+         (double)total_bytes / MIB, (double)measured->by_kind[ARENA_ACTS] / MIB,
+         (double)(measured->by_kind[ARENA_OPTIM] + measured->by_kind[ARENA_GRADS]) / MIB, attention);
 }
 
 static int print_plan(const struct config *cfg, int64_t vocab_size, int ranks, struct device *dev)

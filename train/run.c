@@ -190,15 +190,8 @@ static int choose_attention(struct run *run)
     int rc = 0;
     char why[512] = "";
     struct device *dev = &run->dev;
-    const struct config_model *m = &run->cfg->model;
     enum attention_choice choice = (enum attention_choice)run->cfg->top.attention;
-    const struct attention_case c = {.act = run->step.model.act,
-                                     .sequences = run->cfg->batch.micro,
-                                     .seq_len = (int)m->seq_len,
-                                     .heads = (int)m->heads,
-                                     .kv_heads = (int)m->kv_heads,
-                                     .head_dim = (int)m->head_dim,
-                                     .document_mask = run->cfg->data.document_mask};
+    const struct attention_case c = step_attention_case(&run->step);
     if (run->comm->rank == 0) rc = dev->table->choose_attention(dev, &c, &choice, why, sizeof why);
     TRY(comm_agree(run->comm, rc));
     TRY(comm_bcast(run->comm, &choice, sizeof choice, 0));

@@ -115,7 +115,7 @@ static int open_model(struct sampling *s, int64_t longest)
         model_close(&s->model);
         TRY(model_layout(&s->model, s->cfg, &s->params, s->vocab_size, &s->dev, arena, MODEL_SAMPLE,
                          s->options.prompts, longest));
-        s->dev.workspace_bytes = s->dev.table->workspace_bytes(&s->dev);
+        s->dev.workspace_bytes = s->dev.table->workspace_bytes(&s->dev, NULL, ATTENTION_FLASH);
         s->dev.workspace = arena_take(arena, ARENA_WORK, s->dev.workspace_bytes);
     }
     TRY(model_start(&s->model));

@@ -28,6 +28,18 @@ static void lap(double *sum, double *mark)
     *mark = now;
 }
 
+struct attention_case step_attention_case(const struct step *step)
+{
+    const struct config_model *m = &step->cfg->model;
+    return (struct attention_case){.act = step->model.act,
+                                   .sequences = step->cfg->batch.micro,
+                                   .seq_len = (int)m->seq_len,
+                                   .heads = (int)m->heads,
+                                   .kv_heads = (int)m->kv_heads,
+                                   .head_dim = (int)m->head_dim,
+                                   .document_mask = step->cfg->data.document_mask};
+}
+
 int step_layout(struct step *step, const struct config *cfg, int64_t vocab_size, struct device *dev,
                 struct comm *comm, struct arena *arena)
 {
@@ -41,7 +53,8 @@ int step_layout(struct step *step, const struct config *cfg, int64_t vocab_size,
     /* On a GPU the copy is in host memory, which this arena is not. */
     if (cfg->checkpoint.async && dev->kind == DEVICE_CPU)
         step->snapshot = arena_take(arena, ARENA_CKPT, zero_saved_bytes(&step->zero));
-    dev->workspace_bytes = dev->table->workspace_bytes(dev);
+    const struct attention_case c = step_attention_case(step);
+    dev->workspace_bytes = dev->table->workspace_bytes(dev, &c, (enum attention_choice)cfg->top.attention);
     dev->workspace = arena_take(arena, ARENA_WORK, dev->workspace_bytes);
 done:
     if (rc != 0) step_close(step);

@@ -42,6 +42,8 @@ struct step_report {
 int step_layout(struct step *step, const struct config *cfg, int64_t vocab_size, struct device *dev,
                 struct comm *comm, struct arena *arena);
 void step_close(struct step *step);
+/* The calls of attention that the steps make; from the layout on. */
+struct attention_case step_attention_case(const struct step *step);
 /* After the real layout: tables, and initial weights unless a checkpoint will bring them. Collective. */
 int step_start(struct step *step, bool initial_weights);
 /* Does step `index` (from 0); the loader stands there. On a GPU the step is only issued: the host does not wait for it.

@@ -97,8 +97,9 @@ static int device_sync(struct device *dev)
     return 0;
 }
 
-static size_t device_workspace_bytes(struct device *dev)
+static size_t device_workspace_bytes(struct device *dev, const struct attention_case *c, enum attention_choice choice)
 {
+    (void)c, (void)choice;
     return (size_t)dev->threads * CPU_SLICE_BYTES;
 }
 

@@ -1,8 +1,8 @@
 /* Which attention runs: our own kernels ("flash"), or cuDNN's for calls of the shape that was chosen for.
  *
  * cuDNN's is tried first, on random tensors of the run's shape: it must agree with ours to what bf16 allows, and must
- * repeat bit for bit, or it is not used. Of the two, auto takes the faster. The trial's tensors are given back; cuDNN's
- * workspace is kept. Both are memory beside the arena, taken before the first step. */
+ * repeat bit for bit, or it is not used. Of the two, auto takes the faster. cuDNN works in dev->workspace, for which
+ * cuda_workspace_bytes asks for room. The trial's tensors are memory of their own, given back before the first step. */
 #include "attention_library.h"
 #include "cuda.cuh"
 
@@ -16,6 +16,8 @@
  * heads before they are summed, and of the result. */
 #define BOUND 0x1p-6
 #define LSE_BOUND 1e-3 /* fp32 throughout, but for the exponentials */
+#define MIB 1048576.0
+#define WORKSPACE_ALIGNMENT 256 /* as cudaMalloc gives it */
 
 /* What one implementation makes of the trial's inputs. */
 struct outcome {
@@ -38,7 +40,6 @@ void cuda_attention_close(struct device *dev)
 {
     struct cuda_attention *const kept = &cuda_state_of(dev)->attention;
     if (kept->library) kept->library->close(kept->plans);
-    if (kept->workspace) (void)cudaFree(kept->workspace);
     *kept = {};
 }
 
@@ -185,11 +186,20 @@ static int check_like(struct device *dev, const char *what, struct tensor ours, 
     return 0;
 }
 
-/* Runs the library once more, and compares bits. */
+/* What the library has of the workspace. */
+static struct tensor library_workspace(const struct device *dev)
+{
+    const struct cuda_attention *const kept = &cuda_state_of(dev)->attention;
+    const size_t bytes = kept->library->workspace_bytes(kept->plans);
+    return tensor_1d(kept->workspace, DT_BF16, (int64_t)(bytes / dtype_bytes(DT_BF16)));
+}
+
+/* Runs the library once more, and compares bits. Other ops use the workspace between its calls: NaN stands for theirs. */
 static int check_repeats(struct device *dev, struct trial *trial)
 {
     void *first = NULL, *again = NULL;
     int rc = fetch(dev, trial->library.dqkv, &first);
+    if (!rc) rc = dev->table->fill(dev, library_workspace(dev), NAN);
     if (!rc) rc = run_timed(dev, trial, &trial->library, true);
     if (!rc) rc = fetch(dev, trial->library.dqkv, &again);
     const bool same = !rc && memcmp(first, again, tensor_bytes(trial->library.dqkv)) == 0;
@@ -237,13 +247,32 @@ static void trial_close(struct trial *trial)
 
 /* ---- the choice ---- */
 
+/* The compute capability of the device, or of the GPU that would be opened. Where there is none, 9.0: for a plan, one
+ * that can do all. */
+static void find_capability(const struct device *dev, int *major, int *minor)
+{
+    struct cudaDeviceProp prop;
+    int devices = 0;
+    *major = 9;
+    *minor = 0;
+    if (dev->state) {
+        *major = cuda_state_of(dev)->major;
+        *minor = cuda_state_of(dev)->minor;
+    } else if (cudaGetDeviceCount(&devices) == cudaSuccess && devices > 0 &&
+               cudaGetDeviceProperties(&prop, 0) == cudaSuccess) {
+        *major = prop.major;
+        *minor = prop.minor;
+    }
+}
+
 static int check_case(const struct device *dev, const struct attention_case *c)
 {
-    const struct cuda_state *const state = cuda_state_of(dev);
+    int major = 0, minor = 0;
+    find_capability(dev, &major, &minor);
     if (!attention_cudnn()) FAIL(ERR_UNSUPPORTED, "this build has no cuDNN; build with TATARA_CUDNN=ON");
-    if (state->major != 9)
+    if (major != 9)
         FAIL(ERR_UNSUPPORTED, "cuDNN's deterministic attention is used on compute capability 9 only, this is %d.%d",
-             state->major, state->minor);
+             major, minor);
     if (c->document_mask)
         FAIL(ERR_UNSUPPORTED, "cuDNN's attention is used without a document mask only (data.document_mask)");
     if (c->act != DT_BF16)
@@ -253,15 +282,40 @@ static int check_case(const struct device *dev, const struct attention_case *c)
     return 0;
 }
 
-/* Makes the library ready and tries it. */
-static int open_library(struct device *dev, const struct attention_case *c, struct trial *trial)
+size_t cuda_workspace_bytes(struct device *dev, const struct attention_case *c, enum attention_choice choice)
+{
+    if (!c || choice == ATTENTION_FLASH) return CUDA_SCRATCH_BYTES;
+    if (check_case(dev, c) == 0) {
+        const size_t bound = attention_cudnn()->workspace_bound(c);
+        return cuda_max(CUDA_SCRATCH_BYTES, bound > 0 ? bound + WORKSPACE_ALIGNMENT : 0);
+    }
+    err_clear();
+    return CUDA_SCRATCH_BYTES;
+}
+
+/* Gives the library the workspace, if that is large enough. */
+static int take_workspace(struct device *dev, bool named)
+{
+    struct cuda_attention *const kept = &cuda_state_of(dev)->attention;
+    const size_t wanted = kept->library->workspace_bytes(kept->plans), have = dev->workspace_bytes;
+    const size_t shift = -reinterpret_cast<uintptr_t>(dev->workspace) % WORKSPACE_ALIGNMENT;
+    if (!dev->workspace || wanted > have || shift > have - wanted)
+        FAIL(ERR_UNSUPPORTED,
+             "cuDNN's attention asks for a workspace of %.1f MiB, and the planned one has %.1f MiB%s",
+             (double)wanted / MIB, (double)have / MIB, named ? "; use attention=flash" : "");
+    kept->workspace = static_cast<char *>(dev->workspace) + shift;
+    return 0;
+}
+
+/* Makes the library ready and tries it. named: it was asked for by name. */
+static int open_library(struct device *dev, const struct attention_case *c, bool named, struct trial *trial)
 {
     struct cuda_attention *const kept = &cuda_state_of(dev)->attention;
     TRY(check_case(dev, c));
     kept->library = attention_cudnn();
     kept->c = *c;
     TRY(kept->library->open(dev, c, &kept->plans));
-    TRY(dev->table->alloc(dev, kept->library->workspace_bytes(kept->plans), &kept->workspace));
+    TRY(take_workspace(dev, named));
     return try_library(dev, trial);
 }
 
@@ -278,7 +332,7 @@ extern "C" int cuda_choose_attention(struct device *dev, const struct attention_
         return 0;
     }
     trial.c = c;
-    const int rc = open_library(dev, c, &trial);
+    const int rc = open_library(dev, c, asked == ATTENTION_CUDNN, &trial);
     trial_close(&trial);
     kept->used = false;
     if (rc) {
@@ -288,7 +342,7 @@ extern "C" int cuda_choose_attention(struct device *dev, const struct attention_
         err_clear();
         return 0;
     }
-    const double mib = (double)kept->library->workspace_bytes(kept->plans) / (1 << 20);
+    const double mib = (double)kept->library->workspace_bytes(kept->plans) / MIB;
     const bool faster = trial.library.ms < trial.flash.ms;
     kept->used = asked == ATTENTION_CUDNN || faster;
     snprintf(why, why_bytes, "%s: forward and backward of a layer take %.3f ms by cuDNN, %.3f ms by flash%s",
@@ -296,7 +350,8 @@ extern "C" int cuda_choose_attention(struct device *dev, const struct attention_
              kept->used ? "; " : "");
     if (kept->used) {
         *choice = ATTENTION_CUDNN;
-        snprintf(why + strlen(why), why_bytes - strlen(why), "its workspace takes %.0f MiB beside the arena", mib);
+        snprintf(why + strlen(why), why_bytes - strlen(why), "it takes %.1f of the workspace's %.1f MiB", mib,
+                 (double)dev->workspace_bytes / MIB);
     } else {
         cuda_attention_close(dev);
     }

@@ -27,7 +27,8 @@
 #define OPS_MAX 32
 #define CONFIGS_MAX 16
 #define VERSION_MIN 91100 /* 9.11: 9.10 has known faults in attention */
-#define SEQ_LEN_STEP 128  /* cuDNN up to 9.15 needs a mask for padding otherwise */
+#define WORKSPACE_SLACK_BYTES ((size_t)16 << 20)
+#define SEQ_LEN_STEP 128 /* cuDNN up to 9.15 needs a mask for padding otherwise */
 
 typedef cudnnBackendDescriptor_t descriptor;
 
@@ -452,6 +453,24 @@ static int cudnn_open(struct device *dev, const struct attention_case *c, void *
     return 0;
 }
 
+/* Made up of what backward may have to keep besides its inputs and results, as a flash algorithm has no other use for
+ * memory; forward needs less. For each row of each query head:
+ *   - dS in bf16, which is nearly all of it: S elements. NVIDIA gives the same figure for Hopper's deterministic backward
+ *     (cudnn-frontend, pull request 398); without determinism it would not be there.
+ *   - dQ, dK and dV in fp32: a sum of dQ that is rounded at the end, and each query head's share in its key head's
+ *     gradients. 3·D elements.
+ *   - two sums in fp32, of the softmax and delta.
+ * And a constant for counters and alignment. All sequences here are whole tiles of every engine, so none is padded. */
+static size_t cudnn_workspace_bound(const struct attention_case *c)
+{
+    const size_t rows = (size_t)c->sequences * (size_t)c->heads * (size_t)c->seq_len;
+    const size_t scores = (size_t)c->seq_len * dtype_bytes(DT_BF16);
+    const size_t sums = (3 * (size_t)c->head_dim + 2) * sizeof(float);
+    if (check_case(c) == 0) return rows * (scores + sums) + WORKSPACE_SLACK_BYTES;
+    err_clear();
+    return 0;
+}
+
 static size_t cudnn_workspace_bytes(const void *state)
 {
     const struct plans *plans = state;
@@ -516,6 +535,7 @@ const struct attention_library *attention_cudnn(void)
 {
     static const struct attention_library library = {.open = cudnn_open,
                                                      .close = cudnn_close,
+                                                     .workspace_bound = cudnn_workspace_bound,
                                                      .workspace_bytes = cudnn_workspace_bytes,
                                                      .fwd = cudnn_fwd,
                                                      .bwd = cudnn_bwd};

@@ -45,12 +45,17 @@ struct cuda_slot {
 #define CUDA_SLOTS 4
 #define CUDA_SLOT_BYTES ((size_t)4 << 20)
 
+/* What ops and cuBLASLt use of dev->workspace, which is larger where a library's attention wants more: enough for
+ * cuBLASLt on Hopper, and for the partial sums of every op. The same on all GPUs and for all attention, since how sums are
+ * cut, and what algorithm a product gets, depend on it. */
+#define CUDA_SCRATCH_BYTES ((size_t)64 << 20)
+
 struct attention_library; /* attention_library.h */
 
 /* Attention by a library, for calls of one shape (attention_choice.cu). */
 struct cuda_attention {
     const struct attention_library *library; /* NULL: none is open */
-    void *plans, *workspace;
+    void *plans, *workspace;                 /* the latter within dev->workspace */
     struct attention_case c;
     bool used; /* else calls go to our own kernels */
 };
@@ -82,6 +87,7 @@ size_t cuda_pack_bytes(struct device *dev, struct tensor b, bool tb);
 extern "C" int cuda_choose_attention(struct device *dev, const struct attention_case *c,
                                      enum attention_choice *choice, char *why, size_t why_bytes);
 void cuda_attention_close(struct device *dev);
+size_t cuda_workspace_bytes(struct device *dev, const struct attention_case *c, enum attention_choice choice);
 /* Whether a call of this shape, with tokens that see their whole sequences so far, is the library's. */
 bool cuda_attention_taken(const struct device *dev, struct tensor qkv, int seq_len, int heads, int kv_heads);
 int cuda_attention_taken_fwd(struct device *dev, struct tensor o, struct tensor lse, struct tensor qkv);

@@ -5,10 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Enough for cuBLASLt on Hopper, and for the partial sums of every op; the same on all GPUs, since how sums are cut
- * depends on it. */
-#define WORKSPACE_BYTES ((size_t)64 << 20)
-
 int cuda_failed(const char *file, int line, const char *call, cudaError_t error)
 {
     return err_raise(ERR_DEVICE, file, line, "CUDA: %s: %s (%s)", call, cudaGetErrorString(error),
@@ -190,17 +186,11 @@ static int device_download(struct device *dev, void *to_host, const void *from_d
     return 0;
 }
 
-static size_t device_workspace_bytes(struct device *dev)
-{
-    (void)dev;
-    return WORKSPACE_BYTES;
-}
-
 /* In the order of struct device_table, since C++17 has no designated initialisers. */
 static const struct device_table cuda_table = {
-    "cuda",        device_open_cuda, device_close_cuda,      device_describe_cuda,  device_count,  device_identify,
-    device_memory, device_queue,     device_alloc,           device_free,           device_upload, device_download,
-    device_sync,   cuda_pack_bytes,  device_workspace_bytes, cuda_choose_attention,
+    "cuda",        device_open_cuda, device_close_cuda,    device_describe_cuda,  device_count,  device_identify,
+    device_memory, device_queue,     device_alloc,         device_free,           device_upload, device_download,
+    device_sync,   cuda_pack_bytes,  cuda_workspace_bytes, cuda_choose_attention,
 #define OP(name, params, args) cuda_##name,
 #include "ops.def"
 #undef OP

@@ -136,7 +136,7 @@ extern "C" int cuda_bias_bwd(struct device *dev, struct tensor db, struct tensor
 {
     const int64_t rows = dy.shape[0], width = dy.shape[1];
     if (rows == 0 || width == 0) return 0;
-    const int64_t room = (int64_t)(dev->workspace_bytes / sizeof(float)) / width;
+    const int64_t room = (int64_t)(CUDA_SCRATCH_BYTES / sizeof(float)) / width;
     if (room < 1) FAIL(ERR_BUG, "bias_bwd: %lld columns do not fit in the workspace", (long long)width);
     const int64_t chunks = cuda_min(cuda_min(room, (int64_t)CHUNKS_MAX), cuda_div_up(rows, CHUNK_ROWS));
     const int64_t chunk_rows = cuda_div_up(rows, chunks);

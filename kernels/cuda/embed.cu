@@ -132,7 +132,7 @@ __global__ void __launch_bounds__(THREADS)
 static int scatter_rows(struct device *dev, struct tensor table, struct tensor index, struct tensor dy)
 {
     const int64_t rows = dy.shape[0], width = dy.shape[1];
-    const int64_t room = (int64_t)(dev->workspace_bytes / sizeof(sort_key)) / CHUNK * CHUNK;
+    const int64_t room = (int64_t)(CUDA_SCRATCH_BYTES / sizeof(sort_key)) / CHUNK * CHUNK;
     const bool aligned = width % CUDA_PIECE == 0 && cuda_aligned(table.data, dy.data);
     sort_key *const sorted = static_cast<sort_key *>(dev->workspace);
     if (room < CHUNK) FAIL(ERR_BUG, "embed_bwd: the workspace has no room for the tokens");

@@ -253,10 +253,9 @@ static int plan_describe(struct matmul_plan *plan, struct operands data)
 }
 
 /* What an algorithm may use, and the addresses it must do with. */
-static int set_preference(cublasLtMatmulPreference_t preference, const struct device *dev,
-                          const struct matmul_key *key)
+static int set_preference(cublasLtMatmulPreference_t preference, const struct matmul_key *key)
 {
-    const uint64_t workspace = dev->workspace_bytes - row_bytes(key);
+    const uint64_t workspace = CUDA_SCRATCH_BYTES - row_bytes(key);
     const uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE; /* or none */
     CHECK_CUBLAS(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
                                                       &workspace, sizeof workspace));
@@ -279,7 +278,7 @@ static int find_algorithms(const struct device *dev, const struct matmul_plan *p
 {
     cublasLtMatmulPreference_t preference = NULL;
     CHECK_CUBLAS(cublasLtMatmulPreferenceCreate(&preference));
-    const int rc = set_preference(preference, dev, &plan->key);
+    const int rc = set_preference(preference, &plan->key);
     cublasStatus_t status = CUBLAS_STATUS_SUCCESS;
     *found = 0;
     if (!rc)

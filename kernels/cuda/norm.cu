@@ -253,7 +253,7 @@ extern "C" int cuda_norm_bwd(struct device *dev, struct tensor dx, struct tensor
 {
     const int64_t rows = x.shape[0], width = x.shape[1], outputs = tensor_given(db) ? 2 : 1;
     if (rows == 0 || width == 0) return 0;
-    const int64_t room = (int64_t)(dev->workspace_bytes / sizeof(float)) / (outputs * width);
+    const int64_t room = (int64_t)(CUDA_SCRATCH_BYTES / sizeof(float)) / (outputs * width);
     if (room < 1) FAIL(ERR_BUG, "norm_bwd: %lld columns do not fit in the workspace", (long long)width);
     const int64_t chunk_rows = cuda_div_up(rows, cuda_min(room, count_chunks(rows, width)));
     const int64_t chunks = cuda_div_up(rows, chunk_rows);

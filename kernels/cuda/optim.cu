@@ -348,7 +348,7 @@ extern "C" int cuda_sum_squares(struct device *dev, struct tensor out, struct te
     const int64_t elems = tensor_elems(x);
     const unsigned blocks = cuda_blocks(elems, THREADS * CUDA_PIECE);
     if (elems == 0) return 0;
-    if (dev->workspace_bytes < blocks * 4 * sizeof(limb)) FAIL(ERR_BUG, "sum_squares: the workspace is too small");
+    if (CUDA_SCRATCH_BYTES < blocks * 4 * sizeof(limb)) FAIL(ERR_BUG, "sum_squares: the workspace is too small");
     if (x.dtype == DT_I64) {
         limb *const parts = static_cast<limb *>(dev->workspace);
         TRY(CUDA_LAUNCH(dev, squares_fixed, blocks, THREADS, 0, parts, cuda_data<int64_t>(x), elems,

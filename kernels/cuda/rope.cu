@@ -331,7 +331,7 @@ extern "C" int cuda_qk_bwd(struct device *dev, struct tensor dqkv, struct tensor
                                      cuda_data<T>(dy), nullptr, nullptr, 0.0f, -1.0f)));
         return 0;
     }
-    if (dev->workspace_bytes < (size_t)(2 * blocks * q.head) * sizeof(float))
+    if (CUDA_SCRATCH_BYTES < (size_t)(2 * blocks * q.head) * sizeof(float))
         FAIL(ERR_BUG, "qk_bwd: the workspace is too small for heads of %lld elements", (long long)q.head);
     CUDA_BY_TYPE(dy.dtype, T,
                  const qk_bwd_args<T> args = {cuda_data<T>(dqkv), parts, cuda_data<T>(dy), cuda_data<T>(qkv),

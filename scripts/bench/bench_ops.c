@@ -175,7 +175,7 @@ int main(int argc, char **argv)
     for (int i = 3; i < argc; i++)
         arg[i - 3] = strtoll(argv[i], NULL, 10);
     TRY_GOTO(device_open(&b.dev, DEVICE_CPU, 0, argc > 2 ? (int)strtol(argv[2], NULL, 10) : 1), done);
-    b.dev.workspace_bytes = b.dev.table->workspace_bytes(&b.dev);
+    b.dev.workspace_bytes = b.dev.table->workspace_bytes(&b.dev, NULL, ATTENTION_FLASH);
     TRY_GOTO(b.dev.table->alloc(&b.dev, b.dev.workspace_bytes, &b.dev.workspace), done);
     TRY_GOTO(run(&b, attention, arg), done);
 done:

@@ -18,7 +18,13 @@ enum {
     WIDTH = (HEADS + 2 * KV_HEADS) * HEAD_DIM
 };
 
-enum manner { FAST, SLOW, WRONG_OUTPUT, WRONG_GRADIENT, UNSTABLE, REFUSES };
+enum manner { FAST, SLOW, WRONG_OUTPUT, WRONG_GRADIENT, UNSTABLE, REFUSES, GREEDY };
+
+#define MIB ((size_t)1 << 20)
+#define LEAST_BYTES (64 * MIB)         /* of the workspace, whatever computes attention */
+#define BOUND_BYTES (100 * MIB)        /* of what the library says that it may ask for */
+#define WORKSPACE_BYTES (1 << 10)      /* that it asks for */
+#define GREEDY_BYTES (2 * BOUND_BYTES) /* that it asks for when it is greedy */
 
 struct library {
     struct device *dev;
@@ -50,10 +56,24 @@ static void library_close(void *plans)
     if (plans) library.open--;
 }
 
+static size_t library_workspace_bound(const struct attention_case *c)
+{
+    return c->seq_len == SEQ_LEN ? BOUND_BYTES : c->seq_len == 1 ? 1 : 0;
+}
+
 static size_t library_workspace_bytes(const void *plans)
 {
     assert_ptr_equal(plans, &library);
-    return 1000;
+    return library.manner == GREEDY ? GREEDY_BYTES : WORKSPACE_BYTES;
+}
+
+/* Leaves its traces in the workspace, which must lie within the device's. */
+static int use_workspace(void *workspace)
+{
+    struct device *dev = library.dev;
+    const ptrdiff_t at = (char *)workspace - (char *)dev->workspace;
+    assert_in_range(at, 0, dev->workspace_bytes - WORKSPACE_BYTES);
+    return dev->table->fill(dev, tensor_1d(workspace, DT_F32, WORKSPACE_BYTES / 4), 1);
 }
 
 static struct tensor part(struct tensor t, int sequence)
@@ -67,7 +87,7 @@ static int library_fwd(void *plans, void *workspace, struct tensor o, struct ten
 {
     struct device *dev = library.dev;
     assert_ptr_equal(plans, &library);
-    assert_non_null(workspace);
+    TRY(use_workspace(workspace));
     const int times = library.manner == SLOW ? 4 : library.manner == FAST && library.forwards > 0 ? 0 : 1;
     library.forwards++;
     for (int i = 0; i < times * SEQUENCES; i++) {
@@ -83,7 +103,7 @@ static int library_bwd(void *plans, void *workspace, struct tensor dqkv, struct 
 {
     struct device *dev = library.dev;
     assert_ptr_equal(plans, &library);
-    assert_non_null(workspace);
+    TRY(use_workspace(workspace));
     const int times = library.manner == SLOW ? 4 : library.manner == FAST && library.backwards > 0 ? 0 : 1;
     library.backwards++;
     for (int i = 0; i < times * SEQUENCES; i++) {
@@ -99,8 +119,12 @@ static int library_bwd(void *plans, void *workspace, struct tensor dqkv, struct 
 
 const struct attention_library *attention_cudnn(void)
 {
-    static const struct attention_library table = {library_open, library_close, library_workspace_bytes, library_fwd,
-                                                   library_bwd};
+    static const struct attention_library table = {.open = library_open,
+                                                   .close = library_close,
+                                                   .workspace_bound = library_workspace_bound,
+                                                   .workspace_bytes = library_workspace_bytes,
+                                                   .fwd = library_fwd,
+                                                   .bwd = library_bwd};
     return &table;
 }
 
@@ -124,7 +148,8 @@ static void test_auto(void **state)
                 {WRONG_OUTPUT, ATTENTION_FLASH, "another output"},
                 {WRONG_GRADIENT, ATTENTION_FLASH, "another gradient"},
                 {UNSTABLE, ATTENTION_FLASH, "does not repeat"},
-                {REFUSES, ATTENTION_FLASH, "the stand-in refuses"}};
+                {REFUSES, ATTENTION_FLASH, "the stand-in refuses"},
+                {GREEDY, ATTENTION_FLASH, "a workspace of 200.0 MiB, and the planned one has 100.0 MiB"}};
     struct device *dev = *state;
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         char why[512] = "";
@@ -150,6 +175,41 @@ static void test_named(void **state)
     assert_int_equal(library.open, 0);
 }
 
+/* With nobody to fall back on, more than was planned is an error that says what to do. */
+static void test_named_and_greedy(void **state)
+{
+    char why[512] = "";
+    struct device *dev = *state;
+    enum attention_choice choice = ATTENTION_CUDNN;
+    library = (struct library){.manner = GREEDY};
+    assert_int_equal(dev->table->choose_attention(dev, &usual, &choice, why, sizeof why), ERR_UNSUPPORTED);
+    assert_non_null(strstr(err_message(), "200.0 MiB"));
+    assert_non_null(strstr(err_message(), "100.0 MiB; use attention=flash"));
+    err_clear();
+    assert_int_equal(library.open + library.forwards, 0);
+}
+
+/* The workspace holds what the library may ask for, where it may be chosen; `tatara plan` asks without opening a GPU. */
+static void test_workspace_bytes(void **state)
+{
+    const struct device *dev = *state;
+    struct device unopened = {.kind = DEVICE_CUDA, .table = dev->table};
+    struct attention_case modest = usual, refused = usual;
+    modest.seq_len = 1;
+    refused.seq_len = 2;
+    for (int opened = 0; opened < 2; opened++) {
+        struct device *const of = opened ? *state : &unopened;
+        const size_t planned = dev->table->workspace_bytes(of, &usual, ATTENTION_AUTO);
+        assert_in_range(planned, BOUND_BYTES, BOUND_BYTES + 4096);
+        assert_int_equal(dev->table->workspace_bytes(of, &usual, ATTENTION_CUDNN), planned);
+        assert_int_equal(dev->table->workspace_bytes(of, &usual, ATTENTION_FLASH), LEAST_BYTES);
+        assert_int_equal(dev->table->workspace_bytes(of, NULL, ATTENTION_AUTO), LEAST_BYTES);
+        assert_int_equal(dev->table->workspace_bytes(of, &modest, ATTENTION_AUTO), LEAST_BYTES);
+        assert_int_equal(dev->table->workspace_bytes(of, &refused, ATTENTION_AUTO), LEAST_BYTES);
+    }
+    assert_string_equal(err_message(), "");
+}
+
 static void test_refused_cases(void **state)
 {
     struct device *dev = *state;
@@ -163,6 +223,7 @@ static void test_refused_cases(void **state)
         enum attention_choice choice = ATTENTION_CUDNN;
         assert_int_equal(choose(dev, FAST, ATTENTION_AUTO, &cases[i], why), ATTENTION_FLASH);
         assert_non_null(strstr(why, why_not[i]));
+        assert_int_equal(dev->table->workspace_bytes(dev, &cases[i], ATTENTION_AUTO), LEAST_BYTES);
         assert_int_equal(dev->table->choose_attention(dev, &cases[i], &choice, why, sizeof why), ERR_UNSUPPORTED);
         assert_non_null(strstr(err_message(), why_not[i]));
         err_clear();
@@ -199,11 +260,13 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_prestate(test_auto, &dev),
         cmocka_unit_test_prestate(test_named, &dev),
+        cmocka_unit_test_prestate(test_named_and_greedy, &dev),
+        cmocka_unit_test_prestate(test_workspace_bytes, &dev),
         cmocka_unit_test_prestate(test_refused_cases, &dev),
         cmocka_unit_test_prestate(test_dispatch, &dev),
     };
     if (device_open(&dev, DEVICE_CUDA, 0, 1) != 0) return 1;
-    dev.workspace_bytes = dev.table->workspace_bytes(&dev);
+    dev.workspace_bytes = dev.table->workspace_bytes(&dev, &usual, ATTENTION_AUTO);
     if (dev.table->alloc(&dev, dev.workspace_bytes, &dev.workspace) != 0) return 1;
     const int failed = cmocka_run_group_tests(tests, NULL, NULL);
     dev.table->free(&dev, dev.workspace, dev.workspace_bytes);

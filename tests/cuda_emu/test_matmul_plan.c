@@ -82,7 +82,7 @@ static void *product_of(const struct product *p, enum favoured clock, size_t *by
     favoured = clock;
     asked = 0;
     must(device_open(&dev, DEVICE_CUDA, 0, 1));
-    dev.workspace_bytes = dev.table->workspace_bytes(&dev);
+    dev.workspace_bytes = dev.table->workspace_bytes(&dev, NULL, ATTENTION_FLASH);
     must(dev.table->alloc(&dev, dev.workspace_bytes, &dev.workspace));
     const struct tensor a = cancelling(&dev, p->act, p->m, p->k, false), y = matrix(&dev, p->y, p->m, p->n);
     const struct tensor b = cancelling(&dev, p->act, p->n, p->k, true);

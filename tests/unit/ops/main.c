@@ -23,7 +23,7 @@ int main(int argc, char **argv)
         fprintf(stderr, "test_ops: %s\n", err_message());
         return 1;
     }
-    const size_t bytes = dev.table->workspace_bytes(&dev);
+    const size_t bytes = dev.table->workspace_bytes(&dev, NULL, ATTENTION_FLASH);
     if (dev.table->alloc(&dev, bytes, &dev.workspace) == 0) {
         dev.workspace_bytes = bytes;
         const struct CMUnitTest rows[] = {
