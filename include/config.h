@@ -25,7 +25,7 @@ struct dataset_list {
 
 /* The values of the CHOICE options, in the order of their words. */
 enum arch { ARCH_LLAMA, ARCH_GPT2 };
-enum recompute { RECOMPUTE_NONE, RECOMPUTE_ATTENTION, RECOMPUTE_BLOCK };
+enum recompute { RECOMPUTE_NONE, RECOMPUTE_ELEMENTWISE, RECOMPUTE_ATTENTION, RECOMPUTE_BLOCK };
 enum schedule { SCHEDULE_WSD, SCHEDULE_COSINE, SCHEDULE_LINEAR, SCHEDULE_CONSTANT };
 enum decay_shape { DECAY_1_SQRT, DECAY_LINEAR, DECAY_COSINE };
 enum compute { COMPUTE_BF16, COMPUTE_FP32 };

@@ -29,7 +29,7 @@ GOAL_SPEED, GOAL_MEMORY, GOAL_MFU = 1.15, 0.8, {"llama-1b": 0.60}
 # What is compared: a configuration, changes to its model, sequences in a micro-batch, micro-batches in a step.
 MODELS = {
     "gpt2-124m": ("gpt2-124m", dict(), 16, 4),
-    "llama-1b": ("llama-1b", dict(seq_len=4096, recompute="none"), 4, 2),
+    "llama-1b": ("llama-1b", dict(seq_len=4096, recompute="elementwise"), 4, 2),
     "llm-jp-4-8b-slice": ("llm-jp-4-8b", dict(layers=1, recompute="none"), 4, 2),
 }
 TINY = dict(layers=1, hidden=64, heads=2, kv_heads=2, head_dim=32, ffn_hidden=96, seq_len=64, vocab_size=1000)

@@ -34,9 +34,11 @@ class Configs(lib.Case):
         none = lib.plan(self, path, *words, "ranks=8")[1]
         block = lib.plan(self, path, words[1], "model.recompute=block", "ranks=8")[1]
         attention = lib.plan(self, path, words[1], "model.recompute=attention", "ranks=8")[1]
+        elementwise = lib.plan(self, path, words[1], "model.recompute=elementwise", "ranks=8")[1]
         divided = lib.plan(self, path, words[0], "parallel.zero=1", "ranks=8")[1]
         self.assertLess(block["activations"], 0.5 * attention["activations"])
         self.assertLess(attention["activations"], 0.9 * none["activations"])
+        self.assertLess(elementwise["activations"], 0.75 * none["activations"])
         self.assertAlmostEqual(divided["optimizer"], none["optimizer"] / 8, delta=0.01 * none["optimizer"])
 
     def test_ranks(self):

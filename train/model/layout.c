@@ -88,13 +88,13 @@ static struct tensor take_f32(struct arena *arena, int64_t rows, int64_t cols, i
     return arena_tensor(arena, ARENA_ACTS, DT_F32, rows, cols, depth);
 }
 
-/* What the attention half of a block keeps. */
-static void take_attention(struct model *m, struct arena *arena, struct block *b)
+/* What the attention half of a block keeps. What is cheap to compute again is shared with `cheap`, if that is given. */
+static void take_attention(struct model *m, struct arena *arena, struct block *b, const struct block *cheap)
 {
     const struct config_model *c = &m->cfg;
     const int64_t width = (c->heads + 2 * c->kv_heads) * c->head_dim;
     b->stat1 = take_f32(arena, m->tokens, 2, 0);
-    b->n1 = take_act(m, arena, c->hidden);
+    b->n1 = cheap ? cheap->n1 : take_act(m, arena, c->hidden);
     b->qkv_act = take_act(m, arena, width);
     b->qkv_raw = c->qk_norm ? take_act(m, arena, width) : b->qkv_act;
     b->rstd = c->qk_norm ? take_f32(arena, m->tokens, c->heads + c->kv_heads, 0) : TENSOR_NONE;
@@ -102,15 +102,16 @@ static void take_attention(struct model *m, struct arena *arena, struct block *b
     b->lse = m->use == MODEL_TRAIN ? take_f32(arena, m->sequences, c->heads, c->seq_len) : TENSOR_NONE;
 }
 
-/* What the feed-forward half keeps. */
-static void take_ffn(struct model *m, struct arena *arena, struct block *b)
+/* What the feed-forward half keeps. GELU's output is never made again, since it may come from a matrix product's epilogue,
+ * with other bits. */
+static void take_ffn(struct model *m, struct arena *arena, struct block *b, const struct block *cheap)
 {
     const struct config_model *c = &m->cfg;
     b->res2 = take_act(m, arena, c->hidden);
     b->stat2 = take_f32(arena, m->tokens, 2, 0);
-    b->n2 = take_act(m, arena, c->hidden);
+    b->n2 = cheap ? cheap->n2 : take_act(m, arena, c->hidden);
     b->up_act = take_act(m, arena, c->arch == ARCH_LLAMA ? 2 * c->ffn_hidden : c->ffn_hidden);
-    b->h = take_act(m, arena, c->ffn_hidden);
+    b->h = cheap && c->arch == ARCH_LLAMA ? cheap->h : take_act(m, arena, c->ffn_hidden);
 }
 
 static void share_attention(struct block *b, const struct block *from)
@@ -138,20 +139,21 @@ static void share_ffn(struct block *b, const struct block *from)
 static void blocks_take(struct model *m, struct arena *arena)
 {
     const bool sampling = m->use == MODEL_SAMPLE;
-    const bool again = m->cfg.recompute != RECOMPUTE_NONE || sampling;
+    const bool again = m->cfg.recompute >= RECOMPUTE_ATTENTION || sampling;
     const bool again_ffn = m->cfg.recompute == RECOMPUTE_BLOCK || sampling;
     for (int l = 0; l < m->cfg.layers; l++) {
         struct block *b = &m->block[l];
+        const struct block *const cheap = m->cfg.recompute == RECOMPUTE_ELEMENTWISE && l > 0 ? &m->block[0] : NULL;
         b->res = sampling && l > 0 ? m->block[0].res : take_act(m, arena, m->cfg.hidden);
         if (again && l > 0) {
             share_attention(b, &m->block[0]);
         } else {
-            take_attention(m, arena, b);
+            take_attention(m, arena, b, cheap);
         }
         if (again_ffn && l > 0) {
             share_ffn(b, &m->block[0]);
         } else {
-            take_ffn(m, arena, b);
+            take_ffn(m, arena, b, cheap);
         }
         b->k_cache = b->v_cache = TENSOR_NONE;
         if (!sampling) continue;

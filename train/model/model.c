@@ -154,12 +154,22 @@ int model_forward(struct model *m, bool train, double grad_scale)
     return head_fwd_bwd(m, train, grad_scale);
 }
 
+static int elementwise_recompute(struct model *m, const struct block *b)
+{
+    const double eps = m->cfg.norm_eps;
+    TRY(op_norm_fwd(m->dev, b->n1, TENSOR_NONE, b->stat1, b->res, TENSOR_NONE, b->norm1.w, b->norm1.b, eps));
+    TRY(op_norm_fwd(m->dev, b->n2, TENSOR_NONE, b->stat2, b->res2, TENSOR_NONE, b->norm2.w, b->norm2.b, eps));
+    return m->cfg.arch == ARCH_LLAMA ? op_swiglu_fwd(m->dev, b->h, b->up_act) : 0;
+}
+
 /* Brings back what the forward pass did not keep of a block. The last block's values are still there. */
 static int block_recompute(struct model *m, int layer)
 {
+    struct block *b = &m->block[layer];
     if (m->cfg.recompute == RECOMPUTE_NONE || layer == m->cfg.layers - 1) return 0;
-    TRY(attention_half_fwd(m, &m->block[layer], TENSOR_NONE, TENSOR_NONE));
-    return m->cfg.recompute == RECOMPUTE_BLOCK ? ffn_half_fwd(m, &m->block[layer]) : 0;
+    if (m->cfg.recompute == RECOMPUTE_ELEMENTWISE) return elementwise_recompute(m, b);
+    TRY(attention_half_fwd(m, b, TENSOR_NONE, TENSOR_NONE));
+    return m->cfg.recompute == RECOMPUTE_BLOCK ? ffn_half_fwd(m, b) : 0;
 }
 
 int model_backward(struct model *m, model_unit_done done, void *context)
