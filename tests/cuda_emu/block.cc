@@ -460,5 +460,5 @@ void cuda_emu_queue_kernel(const void *kernel, const char *name, dim3 grid, dim3
         return;
     }
     const launch one = {name, grid, block, shared_bytes, std::move(body)};
-    cuda_emu_queue(stream, [one] { return run_grid(one); });
+    (void)cuda_emu_queue(stream, [one] { return run_grid(one); });
 }

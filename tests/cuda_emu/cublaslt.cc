@@ -404,6 +404,6 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc, const
                          split,
                          workspace,
                          workspace_bytes};
-    cuda_emu_queue(stream, [call] { return run(call); });
-    return CUBLAS_STATUS_SUCCESS;
+    const cudaError_t queued = cuda_emu_queue(stream, [call] { return run(call); });
+    return queued == cudaSuccess ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_EXECUTION_FAILED;
 }

@@ -28,8 +28,10 @@ void emu_finish_all();
 void emu_finish_blocking();
 /* Runs at most one item of each stream: for those who wait for something else meanwhile. */
 void emu_step_all();
-/* Forgets what is queued. */
+/* Forgets what is queued, and ends all captures. */
 void emu_drop_all();
+/* For calls that are not permitted while a stream is captured: then it invalidates all captures and is an error. */
+cudaError_t emu_forbid_capture();
 
 /* ---- stacks that AddressSanitizer should know of ---- */
 

@@ -222,8 +222,7 @@ static ncclResult_t queue(call_kind kind, const void *from, void *to, size_t cou
         return ncclInvalidArgument;
     if (c->members->aborted) return ncclInvalidUsage;
     c->members->made++;
-    cuda_emu_queue(stream, [c] { return advance(*c); });
-    return ncclSuccess;
+    return cuda_emu_queue(stream, [c] { return advance(*c); }) == cudaSuccess ? ncclSuccess : ncclUnhandledCudaError;
 }
 
 /* ---- the interface ---- */

@@ -66,16 +66,23 @@ cudaError_t cudaPeekAtLastError()
     return emu_has_fault() ? cudaErrorLaunchFailure : last_error;
 }
 
-#define EMU_ERRORS(X)                                                  \
-    X(cudaSuccess, "no error")                                         \
-    X(cudaErrorInvalidValue, "invalid argument")                       \
-    X(cudaErrorMemoryAllocation, "out of memory")                      \
-    X(cudaErrorInvalidConfiguration, "invalid configuration argument") \
-    X(cudaErrorNoDevice, "no CUDA-capable device is detected")         \
-    X(cudaErrorInvalidDevice, "invalid device ordinal")                \
-    X(cudaErrorInvalidResourceHandle, "invalid resource handle")       \
-    X(cudaErrorNotReady, "device not ready")                           \
-    X(cudaErrorLaunchFailure, fault_text)
+#define EMU_ERRORS(X)                                                                                 \
+    X(cudaSuccess, "no error")                                                                        \
+    X(cudaErrorInvalidValue, "invalid argument")                                                      \
+    X(cudaErrorMemoryAllocation, "out of memory")                                                     \
+    X(cudaErrorInvalidConfiguration, "invalid configuration argument")                                \
+    X(cudaErrorNoDevice, "no CUDA-capable device is detected")                                        \
+    X(cudaErrorInvalidDevice, "invalid device ordinal")                                               \
+    X(cudaErrorInvalidResourceHandle, "invalid resource handle")                                      \
+    X(cudaErrorNotReady, "device not ready")                                                          \
+    X(cudaErrorLaunchFailure, fault_text)                                                             \
+    X(cudaErrorStreamCaptureUnsupported, "operation not permitted when stream is capturing")          \
+    X(cudaErrorStreamCaptureInvalidated, "operation failed due to a previous error during capture")   \
+    X(cudaErrorStreamCaptureMerge, "operation would result in a merge of separate capture sequences") \
+    X(cudaErrorStreamCaptureIsolation, "dependency created on uncaptured work in another stream")     \
+    X(cudaErrorStreamCaptureImplicit,                                                                 \
+      "operation would make the legacy stream depend on a capturing blocking stream")                 \
+    X(cudaErrorCapturedEvent, "operation not permitted on an event last recorded in a capturing stream")
 
 const char *cudaGetErrorName(cudaError_t error)
 {
@@ -185,6 +192,8 @@ void emu_check_memory()
 cudaError_t cudaMalloc(void **data, size_t bytes)
 {
     *data = nullptr;
+    const cudaError_t forbidden = emu_forbid_capture();
+    if (forbidden != cudaSuccess) return forbidden;
     if (bytes == 0) return emu_error(cudaSuccess);
     if (bytes > memory_total_bytes - memory_used_bytes ||
         posix_memalign(data, MEMORY_ALIGN, bytes + MEMORY_GUARD_BYTES) != 0)
@@ -198,6 +207,8 @@ cudaError_t cudaMalloc(void **data, size_t bytes)
 
 cudaError_t cudaFree(void *data)
 {
+    const cudaError_t forbidden = emu_forbid_capture();
+    if (forbidden != cudaSuccess) return forbidden;
     if (!data) return emu_error(cudaSuccess);
     emu_finish_all();
     emu_check_memory();
@@ -212,12 +223,16 @@ cudaError_t cudaFree(void *data)
 
 cudaError_t cudaMallocHost(void **data, size_t bytes)
 {
+    const cudaError_t forbidden = emu_forbid_capture();
+    if (forbidden != cudaSuccess) return forbidden;
     *data = malloc(bytes > 0 ? bytes : 1);
     return emu_error(*data ? cudaSuccess : cudaErrorMemoryAllocation);
 }
 
 cudaError_t cudaFreeHost(void *data)
 {
+    const cudaError_t forbidden = emu_forbid_capture();
+    if (forbidden != cudaSuccess) return forbidden;
     emu_finish_all();
     free(data);
     return emu_error(cudaSuccess);
@@ -238,29 +253,31 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpy
     if (kind != cudaMemcpyDefault &&
         (to_device != emu_on_device(to, bytes) || from_device != emu_on_device(from, bytes)))
         return emu_error(cudaErrorInvalidValue);
-    cuda_emu_queue(stream, [=] {
+    return cuda_emu_queue(stream, [=] {
         memmove(to, from, bytes);
         return true;
     });
-    return emu_error(cudaSuccess);
 }
 
 cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, cudaMemcpyKind kind)
 {
+    const cudaError_t forbidden = emu_forbid_capture();
+    if (forbidden != cudaSuccess) return forbidden;
     return cudaMemcpyAsync(to, from, bytes, kind, nullptr);
 }
 
 cudaError_t cudaMemsetAsync(void *data, int value, size_t bytes, cudaStream_t stream)
 {
     if (!emu_on_device(data, bytes)) return emu_error(cudaErrorInvalidValue);
-    cuda_emu_queue(stream, [=] {
+    return cuda_emu_queue(stream, [=] {
         memset(data, value, bytes);
         return true;
     });
-    return emu_error(cudaSuccess);
 }
 
 cudaError_t cudaMemset(void *data, int value, size_t bytes)
 {
+    const cudaError_t forbidden = emu_forbid_capture();
+    if (forbidden != cudaSuccess) return forbidden;
     return cudaMemsetAsync(data, value, bytes, nullptr);
 }

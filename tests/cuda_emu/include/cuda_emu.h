@@ -83,7 +83,8 @@ template <class T> class cuda_emu_shared
 
 /* ---- streams (stream.cc) ---- */
 
-/* Queues work on a stream. It returns true when it is done, false to be called again later. */
-void cuda_emu_queue(cudaStream_t stream, std::function<bool()> work);
+/* Queues work on a stream, or records it where the stream is captured. It returns true when it is done, false to be called
+ * again later. Errors are those of a launch. */
+cudaError_t cuda_emu_queue(cudaStream_t stream, std::function<bool()> work);
 
 #endif
