@@ -116,6 +116,8 @@ struct attention_case {
 
 #define OP_UNPAREN(...) __VA_ARGS__
 
+struct device_graph; /* the backend's own */
+
 /* A backend: its memory and its ops. One constant table each. */
 struct device_table {
     const char *name;
@@ -151,6 +153,15 @@ struct device_table {
      * what is asked for cannot be had. */
     int (*choose_attention)(struct device *dev, const struct attention_case *c, enum attention_choice *choice,
                             char *why, size_t why_bytes);
+    /* Graphs: ops that are issued as one, as often as wanted, with the same tensors and scalars each time. All four are
+     * NULL where ops are done on return. From capture_begin on, ops are not done but kept; capture_end makes a graph of
+     * them, or drops them when graph is NULL, and then always succeeds: it must be called after every successful
+     * capture_begin. In between, what waits for the device or takes memory fails: alloc, free, upload, download, sync,
+     * and matmul when a shape first comes. A graph takes memory that is in no plan: what CUDA takes for itself. */
+    int (*capture_begin)(struct device *dev);
+    int (*capture_end)(struct device *dev, struct device_graph **graph);
+    int (*graph_launch)(struct device *dev, struct device_graph *graph);
+    void (*graph_free)(struct device *dev, struct device_graph *graph);
 #define OP(name, params, args) int (*name)(struct device * dev, OP_UNPAREN params);
 #include "ops.def"
 #undef OP

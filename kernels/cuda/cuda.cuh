@@ -94,6 +94,12 @@ int cuda_attention_taken_fwd(struct device *dev, struct tensor o, struct tensor 
 int cuda_attention_taken_bwd(struct device *dev, struct tensor dqkv, struct tensor dout, struct tensor o,
                              struct tensor lse, struct tensor delta, struct tensor qkv);
 
+/* graph.cu */
+int cuda_capture_begin(struct device *dev);
+int cuda_capture_end(struct device *dev, struct device_graph **graph);
+int cuda_graph_launch(struct device *dev, struct device_graph *graph);
+void cuda_graph_free(struct device *dev, struct device_graph *graph);
+
 /* device.cu: raises ERR_DEVICE naming the call, and CUDA's own words. */
 int cuda_failed(const char *file, int line, const char *call, cudaError_t error);
 

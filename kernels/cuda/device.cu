@@ -188,9 +188,26 @@ static int device_download(struct device *dev, void *to_host, const void *from_d
 
 /* In the order of struct device_table, since C++17 has no designated initialisers. */
 static const struct device_table cuda_table = {
-    "cuda",        device_open_cuda, device_close_cuda,    device_describe_cuda,  device_count,  device_identify,
-    device_memory, device_queue,     device_alloc,         device_free,           device_upload, device_download,
-    device_sync,   cuda_pack_bytes,  cuda_workspace_bytes, cuda_choose_attention,
+    "cuda",
+    device_open_cuda,
+    device_close_cuda,
+    device_describe_cuda,
+    device_count,
+    device_identify,
+    device_memory,
+    device_queue,
+    device_alloc,
+    device_free,
+    device_upload,
+    device_download,
+    device_sync,
+    cuda_pack_bytes,
+    cuda_workspace_bytes,
+    cuda_choose_attention,
+    cuda_capture_begin,
+    cuda_capture_end,
+    cuda_graph_launch,
+    cuda_graph_free,
 #define OP(name, params, args) cuda_##name,
 #include "ops.def"
 #undef OP

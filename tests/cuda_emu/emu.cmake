@@ -15,8 +15,8 @@ target_link_libraries(tatara_cuda_emu PUBLIC tatara_flags Boost::context)
 file(GLOB TATARA_CUDA_SOURCES CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/kernels/cuda/*.cu)
 # 16 bytes are moved as one float4 or uint4, whatever they hold; the house's headers use C's compound literals; #pragma
 # unroll is nvcc's. -O2 because a sanitized build has less, and emulated kernels are slow enough.
-set_source_files_properties(${TATARA_CUDA_SOURCES} ${EMU}/test_emu.cc PROPERTIES LANGUAGE CXX COMPILE_OPTIONS
-  "-O2;-fno-strict-aliasing;-Wno-pedantic;-Wno-c++20-extensions;-Wno-unknown-pragmas")
+set_source_files_properties(${TATARA_CUDA_SOURCES} ${EMU}/test_emu.cc ${EMU}/test_graph.cc PROPERTIES LANGUAGE CXX
+  COMPILE_OPTIONS "-O2;-fno-strict-aliasing;-Wno-pedantic;-Wno-c++20-extensions;-Wno-unknown-pragmas")
 add_library(tatara_device_emu OBJECT ${TATARA_CUDA_SOURCES})
 target_compile_options(tatara_device_emu PRIVATE -march=${TATARA_ARCH})
 target_link_libraries(tatara_device_emu PUBLIC tatara_kernels tatara_cuda_emu)
@@ -26,6 +26,7 @@ target_compile_definitions(tatara_nccl_emu PRIVATE OMPI_SKIP_MPICXX MPICH_SKIP_M
 target_link_libraries(tatara_nccl_emu PUBLIC tatara_comm tatara_cuda_emu)
 
 tatara_test(test_emu LABEL cuda SOURCES ${EMU}/test_emu.cc LINKS tatara_device_emu)
+tatara_test(test_graph LABEL cuda SOURCES ${EMU}/test_graph.cc LINKS tatara_device_emu)
 tatara_test(test_nccl LABEL cuda RANKS 1 2 3 SOURCES ${EMU}/test_nccl.c LINKS tatara_nccl_emu TIMEOUT 200)
 tatara_test(test_comm_cuda LABEL cuda RANKS 1 2 3 SOURCES mpi/test_comm_cuda.c LINKS tatara_nccl_emu tatara_device_emu
   TIMEOUT 200)
