@@ -45,6 +45,7 @@ int step_layout(struct step *step, const struct config *cfg, int64_t vocab_size,
 {
     int rc = 0;
     *step = (struct step){.cfg = cfg, .comm = comm};
+    TRY(graphs_open(&step->graphs, (enum graphs_choice)cfg->top.graphs, dev, comm));
     TRY_GOTO(params_open(&step->params, cfg, vocab_size, comm->ranks), done);
     TRY_GOTO(model_layout(&step->model, cfg, &step->params, vocab_size, dev, arena, MODEL_TRAIN, cfg->batch.micro,
                           cfg->model.seq_len),
@@ -63,6 +64,7 @@ done:
 
 void step_close(struct step *step)
 {
+    graphs_close(&step->graphs);
     zero_close(&step->zero);
     model_close(&step->model);
     params_close(&step->params);
@@ -86,28 +88,77 @@ static int load(struct step *step, struct loader *loader, struct batch *batch)
     return model_load_batch(&step->model, batch->tok, batch->target, batch->start, batch->pos);
 }
 
+/* A micro-batch on its way. */
+struct pass {
+    struct step *step;
+    struct step_report *report;
+    double mark;
+};
+
+/* Forward and backward of the micro-batch that is loaded. */
+static int run_pass(void *context)
+{
+    struct pass *pass = context;
+    struct step *step = pass->step;
+    const double tokens = (double)(step->cfg->batch.global * step->cfg->model.seq_len);
+    TRY(model_forward(&step->model, true, 1 / tokens));
+    TRY(comm_poll(step->comm));
+    lap(&pass->report->forward_s, &pass->mark);
+    TRY(model_backward(&step->model, zero_accumulate, &step->zero));
+    lap(&pass->report->backward_s, &pass->mark);
+    return 0;
+}
+
+/* A graph of it. The weights are there, so that none need be waited for. */
+static int run_graph(struct pass *pass)
+{
+    struct model *m = &pass->step->model;
+    const model_unit_need need = m->need;
+    m->need = NULL;
+    const int rc = graphs_run(&pass->step->graphs, run_pass, pass);
+    m->need = need;
+    lap(&pass->report->backward_s, &pass->mark);
+    return rc;
+}
+
+/* Whether micro-batch i of n neither waits for other ranks nor sends them anything, and so, is like all others of its kind:
+ * weights are gathered in the first one, gradients summed in the last. The first step's are left out, in which much is
+ * chosen. */
+static bool repeats(const struct step *step, int64_t i, int64_t n)
+{
+    const bool alone = step->comm->ranks == 1, first = i == 0 && step->zero.stage > 0, last = i == n - 1;
+    return step->warm && (alone || (!first && !last));
+}
+
+/* After the first step that had any micro-batches, n of them. */
+static void warmed_up(struct step *step, int64_t n)
+{
+    bool any = false;
+    step->warm = true;
+    for (int64_t i = 0; i < n && !any; i++)
+        any = repeats(step, i, n);
+    if (!any && !step->graphs.decided)
+        log_info("graphs: off: a step has %lld micro-batch%s of this rank, and %s", (long long)n, n == 1 ? "" : "es",
+                 n == 1 ? "it communicates" : "both communicate");
+}
+
 /* This rank's micro-batches, forward and backward, with the sums over ranks under way at the end. When one cannot be
  * loaded, *loaded says so, and the rank only takes part in the sums: all ranks get to where they agree on it. */
 static int accumulate(struct step *step, struct loader *loader, struct step_report *report, int *loaded)
 {
-    const double tokens = (double)(step->cfg->batch.global * step->cfg->model.seq_len);
-    struct model *m = &step->model;
     struct batch batch;
     const int64_t n = loader_micro_batches(loader);
     *loaded = 0;
     TRY(zero_begin(&step->zero));
-    double mark = step_clock_s();
+    struct pass pass = {.step = step, .report = report, .mark = step_clock_s()};
     for (int64_t i = 0; i < n; i++) {
         *loaded = load(step, loader, &batch);
         if (*loaded != 0) return zero_accumulate_nothing(&step->zero);
-        lap(&report->load_s, &mark);
-        TRY(model_forward(m, true, 1 / tokens));
-        TRY(comm_poll(step->comm));
-        lap(&report->forward_s, &mark);
+        lap(&report->load_s, &pass.mark);
         step->zero.last = i == n - 1;
-        TRY(model_backward(m, zero_accumulate, &step->zero));
-        lap(&report->backward_s, &mark);
+        TRY(repeats(step, i, n) ? run_graph(&pass) : run_pass(&pass));
     }
+    if (!step->warm && n > 0) warmed_up(step, n);
     return n > 0 ? 0 : zero_accumulate_nothing(&step->zero);
 }
 

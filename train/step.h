@@ -3,6 +3,7 @@
 #define TATARA_STEP_H
 
 #include "data/loader.h"
+#include "graphs.h"
 #include "parallel/zero.h"
 
 /* Everything a rank trains with. Its memory lies in one arena, which the owner opens and closes. */
@@ -23,6 +24,8 @@ struct step {
     float *snapshot;                     /* state.c's copy of what this rank saves; NULL: none was taken */
     int (*before_update)(void *context); /* called before a step first changes the training state; may be NULL */
     void *update_context;
+    struct graphs graphs; /* of micro-batches */
+    bool warm;            /* a micro-batch was done in an earlier step */
 };
 
 /* What a step did; the same on every rank but for the times, which are this rank's (on a GPU, of issuing the work). */

@@ -23,7 +23,7 @@ PARTS = {
     "model": ["train/model/"],
     "ckpt": ["train/ckpt/"],
     "parallel": ["train/parallel/", "train/optim"],
-    "step": ["train/step"],
+    "step": ["train/step", "train/graphs"],
     "run": ["train/"],
     "main": ["train/main.c"],
     "tests": ["tests/", "scripts/"],
