@@ -79,12 +79,17 @@ int step_start(struct step *step, bool initial_weights)
     return model_weights_changed(&step->model);
 }
 
-static int load(struct step *step, struct loader *loader, struct batch *batch)
+static int read_batch(struct step *step, struct loader *loader, struct batch *batch)
 {
     comm_wait_enter(step->comm, "the next batch of data");
     const int rc = loader_next(loader, batch);
     comm_wait_leave(step->comm);
-    if (rc != 0) return rc;
+    return rc;
+}
+
+/* On a GPU it may wait for the micro-batch before. */
+static int upload_batch(struct step *step, const struct batch *batch)
+{
     return model_load_batch(&step->model, batch->tok, batch->target, batch->start, batch->pos);
 }
 
@@ -152,9 +157,10 @@ static int accumulate(struct step *step, struct loader *loader, struct step_repo
     TRY(zero_begin(&step->zero));
     struct pass pass = {.step = step, .report = report, .mark = step_clock_s()};
     for (int64_t i = 0; i < n; i++) {
-        *loaded = load(step, loader, &batch);
-        if (*loaded != 0) return zero_accumulate_nothing(&step->zero);
+        *loaded = read_batch(step, loader, &batch);
         lap(&report->load_s, &pass.mark);
+        if (*loaded == 0) *loaded = upload_batch(step, &batch);
+        if (*loaded != 0) return zero_accumulate_nothing(&step->zero);
         step->zero.last = i == n - 1;
         TRY(repeats(step, i, n) ? run_graph(&pass) : run_pass(&pass));
     }
@@ -303,7 +309,8 @@ static int evaluate(struct step *step, struct loader *loader, int64_t n, int64_t
     TRY(loader_seek(loader, 0));
     TRY(op_fill(m->dev, m->loss_sum, 0));
     for (int64_t i = 0; i < n; i++) {
-        TRY(load(step, loader, &batch));
+        TRY(read_batch(step, loader, &batch));
+        TRY(upload_batch(step, &batch));
         for (int64_t t = 0; t < m->tokens; t++)
             sums[1] += batch.target[t] >= 0;
         TRY(model_forward(m, false, 0));
