@@ -39,12 +39,12 @@ template <int N> __device__ inline float softmax_row(float (&s)[N][4], int half,
     top = fmaxf(top, __shfl_xor_sync(CUDA_ALL_LANES, top, 2));
     const float now = fmaxf(max, top * scale),
                 base = now == -INFINITY ? 0.0f : now; /* a row may have seen nothing yet */
-    const float factor = exp2f(max - base);
+    const float factor = ptx_exp2(max - base);
 #pragma unroll
     for (int n = 0; n < N; n++)
 #pragma unroll
         for (int e = 2 * half; e < 2 * half + 2; e++) {
-            s[n][e] = exp2f(s[n][e] * scale - base);
+            s[n][e] = ptx_exp2(s[n][e] * scale - base);
             total += s[n][e];
         }
     max = now;

@@ -159,7 +159,7 @@ __device__ inline void differentiate(float (&s)[M][N][4], float (&dp)[M][N][4], 
                 const int token = keys_kept ? at.column + right : at.row + down;
                 const int key = keys_kept ? at.row + down : at.column + right;
                 const bool visible = !at.masks || (key <= token && (!at.documents || key >= values->first[i]));
-                const float p = visible ? exp2f(s[m][n][e] * scale - values->lse[i] * ATTENTION_LOG2E) : 0.0f;
+                const float p = visible ? ptx_exp2(s[m][n][e] * scale - values->lse[i] * ATTENTION_LOG2E) : 0.0f;
                 s[m][n][e] = p;
                 dp[m][n][e] = p * (dp[m][n][e] - values->delta[i]);
             }

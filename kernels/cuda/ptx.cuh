@@ -1,5 +1,5 @@
-/* Inline PTX, all there is of it in the house: tensor-core products, loads of their fragments from shared memory, and
- * asynchronous copies into it, of sm_80 and up.
+/* Inline PTX, all there is of it in the house: tensor-core products, loads of their fragments from shared memory,
+ * asynchronous copies into it, and powers of 2, of sm_80 and up.
  *
  * Each function has two versions: the instruction for nvcc, and for the emulation what NVIDIA's "Parallel Thread
  * Execution ISA" says that it does. A fragment spreads a small matrix over the 32 lanes of a warp; with lane = 4·g + t
@@ -10,13 +10,21 @@
  *   B, 16×8 (k × columns): register 0 holds rows 2t, 2t+1 of column g; 1: rows 2t+8, 2t+9.
  *   C and D, 16×8, float: elements 0 and 1 are row g, columns 2t, 2t+1; 2 and 3 those of row g+8.
  *
- * All 32 lanes call the functions of a warp together. */
+ * All 32 lanes call the functions of a warp, which are all but ptx_exp2 and ptx_copy…, together. */
 #ifndef TATARA_PTX_CUH
 #define TATARA_PTX_CUH
 
 #include "cuda.cuh"
 
 #ifdef __CUDACC__
+
+/* 2^x to 2 units in the last place; results below 2^-126 are 0. exp2f spends more instructions on those. */
+__device__ inline float ptx_exp2(float x)
+{
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
 
 /* d += A·B on the tensor cores. */
 __device__ inline void ptx_mma(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2])
@@ -81,6 +89,11 @@ template <int pending> __device__ inline void ptx_copy_wait()
 }
 
 #else
+
+inline float ptx_exp2(float x)
+{
+    return exp2f(x);
+}
 
 /* One lane's fragments. */
 struct ptx_product {
