@@ -79,13 +79,13 @@ class Losses(Emulated):
 
 
 class Bits(Emulated):
-    """Cases that compare with the same run on one rank in one piece, bit for bit."""
+    """Cases that compare with the same run on one rank in one piece, bit for bit. That issues each launch by itself."""
 
     @classmethod
     def setUpClass(cls):
         folder = lib.temp_dir(cls.addClassCleanup)
         config, cls.straight = lib.write_config(folder, "straight")
-        result = lib.tatara(["train", config, *TINY, "device=cuda"], timeout=120)
+        result = lib.tatara(["train", config, *TINY, "device=cuda", "graphs=off"], timeout=120)
         assert result.status == 0, result
 
     def assertSameRun(self, run_dir, straight=None):
@@ -94,19 +94,24 @@ class Bits(Emulated):
         self.assertSameSteps(straight, run_dir)
         self.assertSameWeights(straight / "step-00000006", run_dir / "step-00000006")
 
-    def check_placement(self, ranks, zero, carrier, *words, **more):
-        """Trains on several ranks, which must say that they communicate so, and compares."""
+    def check_placement(self, ranks, zero, carrier, *words, graphs="graphs: o", **more):
+        """Trains on several ranks, which must say that they communicate so, and so do with graphs; compares."""
         config, run_dir = self.config(f"ranks-{ranks}-zero-{zero}")
         words = ["train", config, *TINY, "device=cuda", f"parallel.zero={zero}", *words]
         result = lib.tatara(words, ranks, timeout=120, **more)
         self.assertEqual(result.status, 0, result)
         self.assertIn(f"communication: {carrier}", result.stderr)
+        self.assertIn(graphs, result.stderr)
         self.assertSameRun(run_dir)
 
     def test_nccl(self):
-        for ranks, zero, recompute in ((2, 0, "none"), (2, 1, "attention"), (4, 0, "block"), (4, 1, "none")):
+        """With graphs, where a rank has a micro-batch that does not communicate: gathers are in the first, and only with
+        ZeRO 1; sums are in the last. Rank 0 has three of the five, or two."""
+        used, none = "graphs: on: a micro-batch is launched", "graphs: off: a step has 2 micro-batches of this rank, and both"
+        for ranks, zero, recompute, graphs in ((2, 0, "none", used), (2, 1, "attention", used), (4, 0, "block", used),
+                                               (4, 1, "none", none)):
             with self.subTest(ranks=ranks, zero=zero, recompute=recompute):
-                self.check_placement(ranks, zero, "NCCL", f"model.recompute={recompute}")
+                self.check_placement(ranks, zero, "NCCL", f"model.recompute={recompute}", "graphs=on", graphs=graphs)
 
     def test_shared_gpu(self):
         """Ranks that share one GPU, by MPI."""
@@ -126,7 +131,33 @@ class Bits(Emulated):
         self.assertSameRun(half)
 
     def test_resume(self):
-        self.check_resume((0, 0), (0, 0))
+        """In the first half micro-batches are tried as graphs, in the second they are graphs."""
+        config, half = self.config("half")
+        for graphs, words, text in (
+                ("auto", ["run.stop_at=3"], r"graphs: o(n|ff): a micro-batch takes \d+\.\d{3} ms as a graph, \d+\.\d{3} ms "),
+                ("on", [], "graphs: on: a micro-batch is launched as a graph")):
+            result = lib.tatara(["train", config, *TINY, "device=cuda", f"graphs={graphs}", *words], timeout=120)
+            self.assertEqual(result.status, 0, result)
+            self.assertRegex(result.stderr, text)
+        self.assertEqual(lib.events(half, "resume")[0]["step"], 3)
+        self.assertSameRun(half)
+
+    def test_done_again(self):
+        """Steps issued ahead and then done again, for an overflow and for a NaN, with and without graphs. An update makes
+        the weights 49 times as large, which multiplies gradients by more than the scale has room for, and then all."""
+        runs = []
+        for graphs in ("off", "on"):
+            config, run_dir = self.config(graphs)
+            result = lib.tatara(["train", config, *TINY, "device=cuda", f"graphs={graphs}", "run.stop_at=3",
+                                 "log.every=3", "batch.global=2", "optim.lr=10", "optim.min_lr=10",
+                                 "optim.weight_decay=5", "optim.clip=0", "run.on_nan=skip"], timeout=120)
+            self.assertEqual(result.status, 0, result)
+            self.assertIn("step 2: a gradient is more than 4096 times the last norm", result.stderr)
+            self.assertIn("step 3: the loss or a gradient is NaN or infinite; skipped", result.stderr)
+            self.assertEqual("graphs: on" in result.stderr, graphs == "on", result)
+            runs.append(run_dir)
+        self.assertSameSteps(*runs)
+        self.assertSameWeights(*(run_dir / "step-00000003" for run_dir in runs))
 
     def test_resume_on_more_ranks(self):
         self.check_resume((1, 0), (2, 1))
@@ -175,6 +206,29 @@ class Refusals(Emulated):
         """Refused before anything is taken, with what would help."""
         self.refused("config", ["device=cuda", "model.layers=64", "model.hidden=65536"], "GPU", "MiB", "batch.micro",
                      "model.recompute")
+
+
+class Graphs(Emulated):
+    """A micro-batch that cannot be captured, because of a library that does what CUDA does not permit then."""
+
+    INVALID = ["env", "CUDA_EMU_INVALIDATE=1"]
+    SHORT = [*TINY, "device=cuda", "batch.global=2", "run.stop_at=2"]
+
+    def test_auto_goes_on(self):
+        config, _ = self.config()
+        result = lib.tatara(["train", config, *self.SHORT], timeout=120, prefix=self.INVALID)
+        self.assertEqual(result.status, 0, result)
+        lines = [line for line in result.warnings() if "graphs: off: a micro-batch cannot be captured" in line]
+        self.assertEqual(len(lines), 1, result)
+        self.assertIn("cudaErrorStreamCaptureInvalidated", lines[0])
+
+    def test_on_fails(self):
+        config, _ = self.config()
+        result = lib.tatara(["train", config, *self.SHORT, "graphs=on"], timeout=120, prefix=self.INVALID)
+        self.assertFails(result, "unsupported", "graphs=on", "cudaErrorStreamCaptureInvalidated", "graphs=auto")
+
+    def test_on_without_gpu(self):
+        self.refused("unsupported", ["device=cpu", "graphs=on"], "graphs=on needs a GPU")
 
 
 class Run(Emulated):
