@@ -101,29 +101,25 @@ plan=$("$program" plan "$config" "ranks=$((nodes * ranks_per_node))" ${words[@]+
     fail "tatara plan refuses the configuration; nothing was submitted"
 echo "$plan"
 echo
-run_dir=$(config_value run dir "$config" ${words[@]+"${words[@]}"})
-[[ -n $run_dir ]] || fail "$config names no run.dir that can be read; add run.dir=FOLDER to the words"
+run_dir=$(plan_value run.dir) need=$(plan_value checkpoints.bytes) checkpoints=$(plan_value checkpoints)
+[[ -n $run_dir && $need =~ ^[0-9]+$ ]] || fail "$program plan does not print what this script needs; build it again"
+need=$((need / 1048576))
 run_dir=$(realpath -m "$run_dir")
 [[ ! $run_dir =~ [[:space:]%] ]] || fail "run.dir $run_dir: schedulers do not take blanks and % in the path of an output"
-keep=$(config_value checkpoint keep "$config" ${words[@]+"${words[@]}"})
-parameters=$(sed -nE 's/^parameters +([0-9]+) .*/\1/p' <<<"$plan")
-[[ $parameters =~ ^[0-9]+$ ]] || fail "tatara plan printed no number of parameters"
 
 # An absent folder is made by a job, not by a dry run: look at the part of the path that is there.
 existing=$run_dir
 while [[ ! -e $existing ]]; do existing=$(dirname "$existing"); done
 [[ -d $existing && -w $existing ]] || fail "run.dir $run_dir: $existing cannot be written to"
-# A checkpoint holds three numbers of 4 bytes a parameter; the one being written comes on top of those that are kept.
-need=$((12 * parameters * (${keep:-3} + 1) / 1048576))
 free=$(df --output=avail -B 1M "$existing" | tail -n 1 | tr -d ' ')
 taken=0
 if compgen -G "$run_dir/step-*" >/dev/null; then
     taken=$(du -cm "$run_dir"/step-* | tail -n 1 | cut -f 1)
 fi
 ((free + taken > need)) ||
-    fail "$run_dir: $((${keep:-3} + 1)) checkpoints take $need MiB, and there are $free MiB free (and $taken MiB in" \
+    fail "$run_dir: $checkpoints checkpoints take $need MiB, and there are $free MiB free (and $taken MiB in" \
         "checkpoints of this run); free some, choose another run.dir, or lower checkpoint.keep"
-echo "space           $need MiB for ${keep:-3}+1 checkpoints; $free MiB are free in $existing"
+echo "space           $need MiB for $checkpoints checkpoints; $free MiB are free in $existing"
 
 # ---- the job script ----
 

@@ -5,6 +5,7 @@
 #include "data/loader.h"
 #include "err.h"
 #include "run.h"
+#include "state.h"
 #include "step.h"
 
 #include <stdio.h>
@@ -36,6 +37,20 @@ int plan_check_memory(const struct arena *measured, int sharers)
          (double)(measured->by_kind[ARENA_OPTIM] + measured->by_kind[ARENA_GRADS]) / MIB, attention);
 }
 
+/* The lines that `tatara plan --help` promises. */
+static void print_for_scripts(const struct config *cfg, int64_t checkpoint_bytes)
+{
+    const struct config_checkpoint *c = &cfg->checkpoint;
+    const int64_t for_ever = c->keep_every > 0 ? cfg->run.steps / c->keep_every : 0;
+    const int64_t checkpoints = c->keep + for_ever + 1; /* the one being written */
+    const int64_t stop_at = cfg->run.stop_at;
+    printf("\nrun.dir=%s\nrun.last_step=%lld\n", cfg->run.dir,
+           (long long)(stop_at > 0 && stop_at < cfg->run.steps ? stop_at : cfg->run.steps));
+    const int64_t all = checkpoints > INT64_MAX / checkpoint_bytes ? INT64_MAX : checkpoints * checkpoint_bytes;
+    printf("checkpoint.bytes=%lld\ncheckpoints=%lld\ncheckpoints.bytes=%lld\n", (long long)checkpoint_bytes,
+           (long long)checkpoints, (long long)all);
+}
+
 static int print_plan(const struct config *cfg, int64_t vocab_size, int ranks, struct device *dev)
 {
     struct comm comm = {.ranks = ranks, .local_ranks = ranks, .cores = 1};
@@ -65,6 +80,7 @@ static int print_plan(const struct config *cfg, int64_t vocab_size, int ranks, s
     }
     if (cpu) printf("  %-14s %12.1f\n", "communication", (double)comm_bytes / MIB);
     printf("  %-14s %12.1f\n", "total", (double)(measure.used + comm_bytes) / MIB);
+    print_for_scripts(cfg, state_bytes(&step.params));
     step_close(&step);
     return 0;
 }
@@ -87,7 +103,16 @@ static void usage(void)
          "Prints the number of parameters and the memory that each of N data-parallel ranks (default 1) will take, "
          "from\n"
          "the code that takes it; trains nothing and needs no data. The tokenizer is read only when model.vocab_size "
-         "is 0.");
+         "is 0.\n"
+         "\n"
+         "The last lines are for scripts, each NAME=VALUE:\n"
+         "  run.dir            the run's folder, as the configuration has it\n"
+         "  run.last_step      the step with which it ends: run.steps, or run.stop_at\n"
+         "  checkpoint.bytes   what one checkpoint takes on the disk, all ranks together, and a little more\n"
+         "  checkpoints        how many there are at once, at most: those of checkpoint.keep and "
+         "checkpoint.keep_every,\n"
+         "                     and the one that is being written\n"
+         "  checkpoints.bytes  what these take");
 }
 
 int plan_command(struct comm *comm, int argc, char **argv)

@@ -109,6 +109,22 @@ static int slabs_host(const struct slabs *s, float **host)
     return 0;
 }
 
+int64_t state_bytes(const struct params *p)
+{
+    int64_t bytes = ckpt_frame_bytes(p->shards);
+    for (int i = 0; i < p->n; i++) {
+        const struct param *param = &p->param[i];
+        const int64_t shard = params_shard(p, param->unit), last = param->offset + param->elems;
+        for (int64_t at = param->offset, end = 0; at < last; at = end) {
+            end = (at / shard + 1) * shard;
+            if (end > last) end = last;
+            const struct ckpt_slab slab = slab_of(param, prefixes[0], at - param->offset, end - param->offset, NULL);
+            bytes += KINDS * ckpt_slab_bytes(&slab);
+        }
+    }
+    return bytes;
+}
+
 /* ---- saving ---- */
 
 /* On a CPU the copy is made by the thread that writes it, while the next step's passes run: nothing of the state changes

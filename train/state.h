@@ -5,6 +5,9 @@
 #include "ckpt/ckpt.h"
 #include "step.h"
 
+/* The bytes that a checkpoint takes, all ranks together: a little more than it will be. */
+int64_t state_bytes(const struct params *params);
+
 /* Saves the training state, in the background where a copy of it fits (checkpoint.async). */
 struct state_saver;
 /* Takes the memory for a copy on a GPU; on a CPU step_layout has taken it. Not collective. */

@@ -67,29 +67,9 @@ clean_environment() {
     export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 }
 
-# config_value SECTION KEY CONFIG [key=value …]: the value of an option as the last override or the file has it; empty
-# when neither names it. Reads flow and block style, which is how the files in configs/ are written.
-config_value() {
-    local section=$1 key=$2 config=$3 value='' word
-    shift 3
-    value=$(awk -v section="$section" -v key="$key" '
-        /^[^ #]/ { inside = index($0, section ":") == 1 }
-        inside {
-            line = $0
-            sub(/(^|[ \t])#.*/, "", line)
-            if (match(line, "(^|[{, \t])" key ":[ \t]*")) {
-                line = substr(line, RSTART + RLENGTH)
-                if (line ~ /^"/) { sub(/^"/, "", line); sub(/".*/, "", line) }
-                else if (line ~ /^\047/) { sub(/^\047/, "", line); sub(/\047.*/, "", line) }
-                else { sub(/[,}].*/, "", line); sub(/[ \t]+$/, "", line) }
-                print line
-                exit
-            }
-        }' "$config")
-    for word in "$@"; do
-        [[ $word != "$section.$key="* ]] || value=${word#*=}
-    done
-    printf '%s\n' "$value"
+# plan_value NAME: a value of those that `tatara plan` prints for scripts, from $plan, its output.
+plan_value() {
+    sed -n "s/^${1//./\\.}=//p" <<<"$plan"
 }
 
 # The step of the run's newest checkpoint; 0 when there is none.
@@ -107,13 +87,7 @@ newest_step() {
 # Whether an attempt that ended with status 0 has finished the run: srun ends with 0, too, when it gives a step up whose
 # nodes it lost.
 is_finished() {
-    local steps
-    steps=$(config_value run steps "$@")
-    if [[ $steps =~ ^[0-9]+$ ]]; then
-        [[ $(newest_step) -ge $steps ]]
-    else
-        [[ $(newest_step) -gt 0 ]] && ! grep -q '^srun: error: ' "$log"
-    fi
+    [[ $(newest_step) -ge $(plan_value run.last_step) ]]
 }
 
 # ---- signals ----
@@ -281,7 +255,7 @@ again() {
 
 batch_main() {
     local config tries=0 attempt=0 status=0 before_step chain_name chain_status rest
-    local run_dir logs log command chosen=() excluded=() blamed=' '
+    local plan run_dir logs log command chosen=() excluded=() blamed=' '
     if [[ $# -eq 0 ]]; then # some schedulers pass a script no arguments
         read -ra command <<<"${TATARA_ARGS:-}"
         set -- ${command[@]+"${command[@]}"}
@@ -298,8 +272,10 @@ batch_main() {
     [[ $TATARA_RANKS_PER_NODE =~ ^[1-9][0-9]*$ ]] ||
         refuse "TATARA_RANKS_PER_NODE is the number of ranks on each node, not '$TATARA_RANKS_PER_NODE'"
     [[ -x $TATARA_PROGRAM ]] || refuse "$TATARA_PROGRAM is no program on $(hostname); set TATARA_PROGRAM"
-    run_dir=$(config_value run dir "$config" "$@")
-    [[ -n $run_dir ]] || refuse "$config names no run.dir that can be read; add run.dir=FOLDER to the words"
+    plan=$("$TATARA_PROGRAM" plan "$config" "$@") || refuse "tatara plan refuses $config on $(hostname)"
+    run_dir=$(plan_value run.dir)
+    [[ -n $run_dir && $(plan_value run.last_step) =~ ^[0-9]+$ ]] ||
+        refuse "$TATARA_PROGRAM plan does not print what scripts need: is it of the same version as $TATARA_ROOT/scripts?"
     command=("$TATARA_PROGRAM" train "$config" checkpoint.resume=auto "$@")
     logs=$run_dir/logs
     mkdir -p "$logs" || refuse "$logs cannot be created"
@@ -336,7 +312,7 @@ ${excluded[*]})}; newest checkpoint: step $before_step; log: $log"
             wait_for_launcher
         fi
         say "attempt $attempt ended with status $status"
-        if [[ $status -eq 0 ]] && ! is_finished "$config" "$@"; then
+        if [[ $status -eq 0 ]] && ! is_finished; then
             say "and yet the run is not finished: the launcher has lost it"
             status=1
         fi

@@ -254,6 +254,13 @@ def plan(case, config, *words):
     return int(parameters.group(1)), {kind: float(mib) * MIB for kind, mib in memory}
 
 
+def plan_values(case, config, *words):
+    """What `tatara plan` prints for scripts, by name."""
+    result = tatara(["plan", config, *words])
+    case.assertEqual(result.status, 0, result)
+    return dict(re.findall(r"^([a-z_.]+)=(.*)$", result.stdout, re.MULTILINE))
+
+
 def measured_bytes(run_dir):
     """Peak memory of the rank that took most, less what the program has before it takes any for the model."""
     steps = [line for line in metrics(run_dir) if "event" not in line]

@@ -1,6 +1,8 @@
 """`tatara plan` says what training takes: parameters of the shipped configurations, and memory as measured."""
 import pathlib
 
+import h5py
+
 import lib
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
@@ -44,6 +46,38 @@ class Configs(lib.Case):
     def test_ranks(self):
         for wrong in ("ranks=0", "ranks=many", "ranks=2x"):
             self.assertFails(lib.tatara(["plan", CONFIGS / "tiny.yaml", wrong]), "usage", wrong)
+
+
+class Disk(lib.Case):
+    """A run's disk is checked by the plan: a checkpoint must not be larger, and not much smaller."""
+
+    def check(self, ranks, *words):
+        run_dir = self.train("run", "run.stop_at=1", *words, ranks=ranks)
+        values = lib.plan_values(self, self.config("plan")[0], *words, f"ranks={ranks}", f"run.dir={run_dir}")
+        files = list(lib.checkpoints(run_dir)[-1].iterdir())
+        taken, planned = sum(file.stat().st_size for file in files), int(values["checkpoint.bytes"])
+        pieces = []
+        for file in files:
+            if file.name.startswith("rank-"):
+                with h5py.File(file, "r") as data:
+                    data.visititems(lambda _, item: pieces.append(item.nbytes) if isinstance(item, h5py.Dataset) else None)
+        # It takes a page for a large piece's alignment, of which any part may be used; what describes a piece takes at
+        # least 1.1 of the 1.7 KiB that are planned; and a file is planned with 8 KiB, the manifest with 16 more.
+        slack = 1024 * len(pieces) + 4096 * sum(size >= 65536 for size in pieces) + 16384 * len(files)
+        self.assertLessEqual(taken, planned)
+        self.assertLess(planned, taken + slack)
+        self.assertGreater(taken, 12 * 119104)
+        return values, run_dir
+
+    def test_small(self):
+        values, run_dir = self.check(3, "checkpoint.keep=5", "checkpoint.every=2", "checkpoint.keep_every=4")
+        self.assertEqual((values["run.dir"], values["run.last_step"]), (str(run_dir), "20"))
+        self.assertEqual(values["checkpoints"], str(5 + 20 // 4 + 1))
+        self.assertEqual(int(values["checkpoints.bytes"]), 11 * int(values["checkpoint.bytes"]))
+
+    def test_large(self):
+        self.check(2, "model.arch=gpt2", "model.hidden=256", "model.heads=4", "model.kv_heads=4", "model.head_dim=64",
+                   "model.ffn_hidden=1024")
 
 
 class Memory(lib.Case):

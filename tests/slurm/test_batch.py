@@ -187,18 +187,25 @@ class Batch(lib.Case):
         self.assertIn("PJM ends a job that loses a node", self.submit("pjm", "--spare", "1", status=1))
         self.assertEqual(self.calls("sbatch", "pjsub"), [])
 
-    def test_config_value(self):
-        path = self.dir / "style.yaml"
-        for text, words, expected in [
-                ("run: {seed: 1, dir: a/b, steps: 2}\n", [], "a/b"),
-                ('# run: {dir: no}\nrun:   # the run\n  steps: 3\n  dir: "a b"   # where\ndata:\n  dir: no\n', [], "a b"),
-                ("model: {dir: no}\nrun: {dir: 'x, y'}\n", [], "x, y"),
-                ("run: {dir: a}\n", ["run.dir=b", "data.dir=no", "run.dir=c=d"], "c=d"),
-                ("run:\n  mydir: no\n  steps: 4\n", [], "")]:
-            path.write_text(text)
-            value = subprocess.run(["bash", "-c", '. "$0"; config_value run dir "$@"', ROOT / "scripts/batch/common.sh",
-                                    path, *words], capture_output=True, text=True, check=True, timeout=20).stdout
-            self.assertEqual(value, expected + "\n", text)
+    def test_run_dir(self):
+        """However the configuration is written, the run's folder is the one that training would take."""
+        text = self.yaml.read_text()
+        for change, words, expected in [
+                (("{dir: " + str(self.run_dir), "{dir: '" + str(self.dir / "a,b") + "'"), [], "a,b"),
+                (("run:        {dir: " + str(self.run_dir) + ", seed: 7, steps: 20}",
+                  f'run: # dir: no\n  steps: 20\n  "dir": |-\n    {self.dir}/block\n'), [], "block"),
+                (("", ""), [f"run.dir={self.dir}/no", f"run.dir={self.dir}/c=d"], "c=d")]:
+            self.yaml.write_text(text.replace(*change))
+            said = self.submit("slurm", "--dry-run", words=words)
+            self.assertIn(f"metrics in {self.dir / expected}/metrics.jsonl", said)
+
+    def test_stop_at(self):
+        """A part of a run is finished with its last step."""
+        self.submit("slurm", words=["run.stop_at=15"])
+        (self.run_dir / "step-00000015").mkdir()
+        self.forget("lost")
+        status, said = self.job("slurm")
+        self.assertEqual((status, self.requeues(), len(self.calls("srun", "mpirun"))), (0, [], 1), said)
 
     # ---- jobs ----
 

@@ -30,6 +30,12 @@ struct ckpt_slab {
     float *data;        /* host memory, end − begin elements */
 };
 
+/* The bytes that a slab will take in a checkpoint, its data aside from `data`: they and a bound on what describes them in the
+ * rank's file, the index and the manifest. */
+int64_t ckpt_slab_bytes(const struct ckpt_slab *slab);
+/* A bound on the bytes that a checkpoint by so many ranks takes besides its slabs. */
+int64_t ckpt_frame_bytes(int ranks);
+
 /* What is kept of a run's checkpoints. */
 struct ckpt_keep {
     int64_t newest;

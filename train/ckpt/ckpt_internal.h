@@ -127,6 +127,9 @@ void ckpt_piece_name(char name[CKPT_DATASET_MAX], const char *tensor, const stru
 
 /* Stops HDF5 from printing its errors in this thread. Call it before other HDF5 calls. */
 void ckpt_h5_quiet(void);
+/* Datasets of so many bytes begin at multiples of so many. */
+#define CKPT_ALIGN_FROM 65536
+#define CKPT_ALIGN 4096
 /* How all our files are opened; negative on failure. The caller closes it. */
 hid_t ckpt_h5_access(void);
 /* Keeps "<path>: <doing>: <HDF5's innermost reason>; <remedy>" as this thread's error and returns `code`. */
