@@ -104,6 +104,14 @@ class Bits(Emulated):
         self.assertIn(graphs, result.stderr)
         self.assertSameRun(run_dir)
 
+    def test_placement_briefly(self):
+        """In no more than shows it, for sanitizers: an odd number of micro-batches, and a step after an update."""
+        words = ["batch.global=3", "run.stop_at=2", "parallel.zero=0"]
+        one, two = (self.run_one(f"ranks-{ranks}", *words, ranks=ranks) for ranks in (0, 2))
+        self.assertEqual(len(lib.losses(one)), 2)
+        self.assertSameSteps(one, two)
+        self.assertSameWeights(one / "step-00000002", two / "step-00000002")
+
     def test_nccl(self):
         """With graphs, where a rank has a micro-batch that does not communicate: gathers are in the first, and only with
         ZeRO 1; sums are in the last. Rank 0 has three of the five, or two."""
