@@ -2,8 +2,9 @@
  *
  * Every op is called as op_X(dev, …); the wrapper in kernels/ops.c checks types and shapes (ERR_BUG on a mistake) and
  * dispatches to the device's table. Ops never allocate. An op is deterministic: the same inputs give the same bits on
- * every call, with any number of threads, and a row's result does not depend on the other rows. Sums are kept in fp32 or
- * better whatever the type of the data.
+ * every call, with any number of threads, and a row's result does not depend on the other rows: neither on what they hold
+ * nor, but for what a GPU's library computes (matmul, matmul_gelu, matmul_dgelu, attention where it was chosen), on how
+ * many there are. Sums are kept in fp32 or better whatever the type of the data.
  *
  * Notation: T tokens (batch × sequence), C model width, V vocabulary, H query heads, K key/value heads, D head size,
  * W = (H + 2K)·D the width of a packed qkv row: H query heads, then K key heads, then K value heads, D elements each.
