@@ -1,5 +1,6 @@
 """Stopping and going on changes nothing: bit for bit the weights, optimizer state and losses of a run in one go."""
 import os
+import shutil
 import signal
 
 import lib
@@ -137,6 +138,47 @@ class Faults(lib.Case):
         event = lib.events(straight, "rewind")[0]
         self.assertEqual(event["step"], (event["fault_step"] - 1) // 10 * 10)
         self.assertEqual(event["batches_skipped"], event["fault_step"] - event["step"])
+        self.check_requests(straight, event)
+
+    def check_requests(self, straight, event):
+        """A request that is seen after the very step which is to be rewound is met: STOP where the rewind leads, SAVE
+        after the next step that can be saved."""
+        config, run_dir = self.config("asked")
+        words = [*self.WORDS, "run.on_spike=rewind"]
+        shutil.copytree(straight / f"step-{event['step']:08d}", run_dir / f"step-{event['step']:08d}")
+        self.train("asked", *words, f"run.stop_at={event['fault_step'] - 1}")
+        before = set(lib.checkpoints(run_dir))
+        (run_dir / "SAVE").touch()
+        self.train("asked", *words, f"run.stop_at={event['fault_step'] + 1}")
+        self.assertEqual(lib.events(run_dir, "rewind"), [event])
+        saved = {event["step"] + 1, event["fault_step"] + 1}
+        self.assertEqual({path.name for path in set(lib.checkpoints(run_dir)) - before},
+                         {f"step-{step:08d}" for step in saved})
+        for folder in set(lib.checkpoints(run_dir)) - before:
+            shutil.rmtree(folder)
+        (run_dir / "STOP").touch()
+        result = lib.tatara(["train", config, *words])
+        self.assertEqual(result.status, lib.STATUS["stopped"], result)
+        self.assertEqual(lib.events(run_dir, "rewind"), [event, event])
+        self.assertEqual(lib.events(run_dir, "end")[-1]["step"], event["step"])
+
+    def test_rewind_to_the_beginning(self):
+        """A run without checkpoints goes back to the weights that it began with, checkpoint.init_from's: its next loss is
+        what they have on the batch after the one that was left out."""
+        first = self.train("first", "run.stop_at=4") / "step-00000004"
+        config, run_dir = self.config("rewound")
+        words = [f"checkpoint.init_from={first}", "optim.warmup_steps=0", "optim.schedule=constant", "run.steps=100"]
+        # As in test_faults: weights grow until they overflow.
+        result = lib.tatara(["train", config, *words, "optim.lr=10", "optim.min_lr=10", "optim.weight_decay=10",
+                             "run.on_nan=rewind", "run.faults_max=1"])
+        self.assertFails(result, "numeric", "NaN", "1 such step")
+        event, = lib.events(run_dir, "rewind")
+        self.assertEqual((event["step"], event["batches_skipped"]), (0, event["fault_step"]))
+        lines = lib.metrics(run_dir)
+        after = lines[lines.index(event) + 1]
+        self.assertEqual(after["step"], 1)
+        still = self.train("still", *words, "optim.lr=0", "optim.min_lr=0", f"run.stop_at={event['fault_step'] + 1}")
+        self.assertEqual(after["loss"], lib.losses(still)[-1])
 
     def test_too_many(self):
         result = lib.tatara(["train", self.config()[0], *self.WORDS, "run.faults_max=1"])
