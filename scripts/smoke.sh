@@ -161,5 +161,8 @@ fi
 # The last interval: "… 123456 tokens/s  45% of matmul peak …".
 rate=$(sed -nE 's/.* ([0-9]+ tokens\/s)  ([0-9]+% of matmul peak).*/\1, MFU \2/p' "$out/$speed.log" | tail -n 1)
 [[ -n $rate ]] || fail "$speed printed no rate"
+for choice in attention graphs; do
+    say $choice "$(sed -nE "s/^$choice: //p" "$out/$speed.log")"
+done
 rm -r "$out"
 echo "PASS  $rate ($speed)"

@@ -117,6 +117,7 @@ def measure(job, options):
     result["speed"] = result["PyTorch"]["step_s"] / result["Tatara"]["step_s"]
     if peaks:
         result["memory"] = result["Tatara"]["allocated_bytes"] / result["PyTorch"]["allocated_bytes"]
+    result["chosen"] = sides["Tatara"][-1]["chosen"]
     result["torch"] = sides["PyTorch"][0]["torch"]
     return result
 
@@ -134,6 +135,8 @@ def show(name, result):
         if r["mfu"]:
             line += f"  MFU {r['mfu']:.1%}  {r['allocated_bytes'] / 2**30:.1f} GiB ({r['shown_bytes'] / 2**30:.1f})"
         print(line)
+    for line in result["chosen"]:
+        print(f"  Tatara's {line}")
     if "memory" in result:  # the goals are a GPU's
         print("  Tatara's speed over PyTorch's",
               verdict(result["speed"], f">= {GOAL_SPEED}", result["speed"] >= GOAL_SPEED))

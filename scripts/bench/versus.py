@@ -56,7 +56,8 @@ def metrics(folder):
 
 
 def run_tatara(job, tatara):
-    """Seconds of each step, as Tatara itself reports them, and the line that starts metrics.jsonl."""
+    """Seconds of each step, as Tatara itself reports them, the line that starts metrics.jsonl, and in "chosen" what the
+    log says of choices by measurement."""
     with tempfile.TemporaryDirectory(prefix="tatara-bench-") as folder, tempfile.TemporaryFile() as log:
         # More steps than are measured: the run is ended in the midst of one, before it would save a large checkpoint.
         options = {
@@ -81,7 +82,9 @@ def run_tatara(job, tatara):
         finally:
             process.kill()
             process.wait()
-        return {"step_s": steps[:job["steps"]]} | next(line for line in metrics(folder) if line.get("event") == "start")
+        log.seek(0)
+        chosen = [line for line in log.read().decode().splitlines() if line.startswith(("attention: ", "graphs: "))]
+        return {"step_s": steps[:job["steps"]], "chosen": chosen} | next(line for line in metrics(folder) if line.get("event") == "start")
 
 
 def run_pytorch(job):
