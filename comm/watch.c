@@ -175,21 +175,14 @@ static struct testimony testimony_of(const struct watch *w, int rank)
 
 /* ---- what is said ---- */
 
-/* Whether rank a of two came further: more collectives, or in the one that the other has not entered. */
-static bool is_further(const struct testimony *a, const struct testimony *b)
-{
-    return a->given && (!b->given || a->count > b->count || (a->count == b->count && b->alone && !a->alone));
-}
-
-/* The ranks that did not come as far as `furthest`, as a list; returns how many. */
-static int list_missing(const struct watch *w, const struct testimony *all, const struct testimony *furthest,
-                        char *list, size_t bytes)
+/* The ranks that are in no collective, as a list; returns how many. */
+static int list_missing(const struct watch *w, const struct testimony *all, char *list, size_t bytes)
 {
     int missing = 0;
     size_t used = 0;
     for (int rank = 0; rank < w->ranks; rank++) {
         const struct testimony *t = &all[rank];
-        if (!is_further(furthest, t)) continue;
+        if (t->given && !t->alone) continue;
         missing++;
         if (used + LINE_MAX_BYTES + 32 > bytes) continue;
         used += (size_t)snprintf(list + used, bytes - used, t->given ? "%s %d (%s)" : "%s %d", missing > 1 ? "," : "",
@@ -198,26 +191,28 @@ static int list_missing(const struct watch *w, const struct testimony *all, cons
     return missing;
 }
 
-/* Names those that are not as far as the others. */
+/* Names those that are in no collective, while others are. A rank that came out of one which others are still in waits in
+ * the next: each of them waits for those that are in none. */
 static void accuse(struct watch *w, const struct testimony *all)
 {
     char list[8 * LINE_MAX_BYTES] = " none";
     int waiting = 0;
-    const struct testimony *furthest = &all[w->rank];
+    const struct testimony *first = &all[w->rank]; /* in the collective that is held up */
     for (int rank = 0; rank < w->ranks; rank++) {
-        if (is_further(&all[rank], furthest)) furthest = &all[rank];
-        waiting += all[rank].given;
+        const struct testimony *t = &all[rank];
+        waiting += t->given;
+        if (t->given && !t->alone && (first->alone || t->count < first->count)) first = t;
     }
-    if (furthest->alone) { /* nobody is in a collective */
+    if (first->alone) {
         log_error("hung: %s, longer than run.hang_timeout_s=%.0f, as have %d of %d ranks. Where each stood is in "
                   "%s/hang-*. " RESUME,
-                  furthest->text, timeout_s(w), waiting, w->ranks, w->folder);
+                  first->text, timeout_s(w), waiting, w->ranks, w->folder);
         return;
     }
-    const int missing = list_missing(w, all, furthest, list, sizeof list);
+    const int missing = list_missing(w, all, list, sizeof list);
     log_error("hung: %s, collective number %llu, longer than run.hang_timeout_s=%.0f; %d of %d ranks did not "
               "arrive:%s. Where each stood is in %s/hang-*. " RESUME,
-              furthest->text, furthest->count, timeout_s(w), missing, w->ranks, list, w->folder);
+              first->text, first->count, timeout_s(w), missing, w->ranks, list, w->folder);
 }
 
 /* Without the others' words. */

@@ -1,13 +1,13 @@
 /* Private to comm: what a rank waits for, and a thread that ends the job when it waits for too long.
  *
- * Every blocking collective is entered and left. All ranks enter the same ones in the same order, so their count tells how
- * far each rank came. A rank that waits for something else, such as a read, enters that too; it is not counted. A rank
- * that is not in either is at work, for as long as it likes.
+ * Every blocking collective is entered and left. All ranks enter the same ones in the same order, so their count names
+ * one. A rank that waits for something else, such as a read, enters that too; it is not counted. A rank that is in
+ * neither is at work, for as long as it likes.
  *
  * When a rank has waited for longer than the time-out, it writes a line about itself into FOLDER/hang-RANK. A little later
- * the lowest rank that wrote one says on stderr which ranks did not arrive, and its exit ends the job: launchers end all
- * ranks when one fails, those that are stopped or stuck too. Where there is no folder, or it does not answer in time
- * either, every rank that waits says so itself.
+ * the lowest rank that wrote one says on stderr which ranks did not arrive: those that are in no collective. Its exit ends
+ * the job: launchers end all ranks when one fails, those that are stopped or stuck too. Where there is no folder, or it
+ * does not answer in time either, every rank that waits says so itself.
  *
  * Threads: `enter` and `leave` by the thread that owns MPI; the watching thread only reads what they set. A third one
  * writes and reads the files, so that a file system that hangs cannot keep the job. */

@@ -65,16 +65,21 @@ class Start(Hang):
         return process, run_dir
 
     def test_stuck_open(self):
-        """Of the tokenizer and of a shard, on a lower and on a higher rank than those who tell; three runs at once. One's
-        folder is made meanwhile, with words of an earlier attempt, which count for nothing; one's is not there; and
-        one's cannot be made, so that each rank that waits says so itself."""
+        """Of the tokenizer and of a shard, on a lower and on a higher rank than those who tell; four runs at once. One's
+        folder is made meanwhile, with words of an earlier attempt, which count for nothing; one's is not there; one's
+        cannot be made, and one's does not answer, so that there each rank that waits says so itself."""
         shard = next(lib.train_shards().glob("*.h5"))
         late, late_dir = self.start("late", lib.tokenizer(), 1, "data.tokenizer=tok.model")
         none, none_dir = self.start("none", shard, 0, f"data.train=[{{path: {shard.name}}}]")
         never, _ = self.start("never", lib.tokenizer(), 2, "data.tokenizer=tok.model", "run.dir=/dev/null/run")
-        lib.wait_for("the configuration", lambda: "training, 3 ranks" in late.result().stdout)
+        mute, mute_dir = self.start("mute", lib.tokenizer(), 2, "data.tokenizer=tok.model")
+        for process in (late, mute):
+            lib.wait_for("the configuration", lambda process=process: "training, 3 ranks" in process.result().stdout)
         self.assertFalse(late_dir.exists())
         time.sleep(0.2)
+        mute_dir.mkdir()
+        for rank in range(2):
+            os.mkfifo(mute_dir / f"hang-{rank:05}")
         late_dir.mkdir()
         (late_dir / "hang-00001").write_text("in collective 1000000, attempt 1: rank 1 has waited 9 s in a queue\n")
 
@@ -85,10 +90,12 @@ class Start(Hang):
         for path in said:
             self.assertRegex(path.read_text(), r"^in collective \d+, attempt [0-9a-f]+: rank [12] has waited \d s in ")
 
-        result = never.wait(TIMEOUT_S + 10)
-        self.assertEqual(result.status, lib.STATUS["comm"], result)
-        self.assertEqual(sorted(re.findall(r"hung: rank (\d)", result.stderr)), ["0", "1"], result)
-        self.assertIn("/dev/null/run cannot be written to", result.stderr)
+        for process, text in ((never, "/dev/null/run cannot be written to"), (mute, f"{mute_dir} cannot be written to or "
+                                                                                    "does not answer")):
+            result = process.wait(TIMEOUT_S + 10)
+            self.assertEqual(result.status, lib.STATUS["comm"], result)
+            self.assertEqual(sorted(re.findall(r"hung: rank (\d)", result.stderr)), ["0", "1"], result)
+            self.assertIn(text, result.stderr)
 
 
 def rank_of(process):
