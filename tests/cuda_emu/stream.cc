@@ -168,7 +168,7 @@ static cudaError_t forbid_blocking_capture()
 
 static cudaError_t record(capture &into, std::function<bool()> work)
 {
-    if (getenv("CUDA_EMU_INVALIDATE") && into.work.empty()) into.invalid = true;
+    if (into.work.empty() && getenv("CUDA_EMU_INVALIDATE")) into.invalid = true;
     if (into.invalid) return emu_error(cudaErrorStreamCaptureInvalidated);
     into.work.push_back(std::move(work));
     return emu_error(cudaSuccess);
