@@ -36,18 +36,20 @@ double optim_lr(const struct config *cfg, int64_t step)
     return o->min_lr + (o->lr - o->min_lr) * decay_at(shape, x < 1 ? x : 1);
 }
 
-/* Updates the elements that a parameter has in this rank's part [begin, begin + n) of its unit. */
-static int update_param(struct zero *z, const struct param *param, int64_t begin, int64_t n, struct tensor gradient,
-                        struct adamw_args args)
+/* Updates the elements that neighbouring parameters, from `first` to `last`, have in this rank's part [begin, begin + n) of
+ * their unit. Padding between them has no gradient and stays zero. */
+static int update_run(struct zero *z, const struct param *first, const struct param *last, int64_t begin, int64_t n,
+                      struct tensor gradient, struct adamw_args args)
 {
-    const int64_t last = param->offset + param->elems, end = begin + n;
-    const int64_t from = param->offset > begin ? param->offset : begin, to = last < end ? last : end;
+    const int unit = first->unit;
+    const int64_t stop = last->offset + last->elems, end = begin + n;
+    const int64_t from = first->offset > begin ? first->offset : begin, to = stop < end ? stop : end;
     if (from >= to) return 0;
     const int64_t at = from - begin, elems = to - from;
-    if (!param->decay) args.weight_decay = 0;
-    return op_adamw(z->dev, tensor_range(z->weights[param->unit], from, elems),
-                    tensor_range(z->master[param->unit], at, elems), tensor_range(z->m[param->unit], at, elems),
-                    tensor_range(z->v[param->unit], at, elems), tensor_range(gradient, at, elems), z->control, args);
+    if (!first->decay) args.weight_decay = 0;
+    return op_adamw(z->dev, tensor_range(z->weights[unit], from, elems), tensor_range(z->master[unit], at, elems),
+                    tensor_range(z->m[unit], at, elems), tensor_range(z->v[unit], at, elems),
+                    tensor_range(gradient, at, elems), z->control, args);
 }
 
 int optim_update(struct zero *z, const struct config *cfg, int64_t step, int64_t seen)
@@ -66,8 +68,12 @@ int optim_update(struct zero *z, const struct config *cfg, int64_t step, int64_t
         int64_t begin = 0, n = 0;
         zero_part(z, u, &begin, &n);
         TRY(zero_gradient(z, u, &gradient));
-        for (int i = 0; i < unit->count; i++) {
-            TRY(update_param(z, &z->params->param[unit->first + i], begin, n, gradient, args));
+        const struct param *param = &z->params->param[unit->first], *const end = param + unit->count;
+        while (param < end) {
+            const struct param *const first = param;
+            while (param < end && param->decay == first->decay)
+                param++;
+            TRY(update_run(z, first, param - 1, begin, n, gradient, args));
         }
         if (z->stage > 0) TRY(comm_all_gather_start(z->comm, z->weights[u], u));
     }
