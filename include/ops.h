@@ -143,6 +143,11 @@ struct device_table {
     int (*download)(struct device *dev, void *to_host, const void *from_device, size_t bytes);
     /* Waits until all ops issued so far are done. */
     int (*sync)(struct device *dev);
+    /* A stopwatch for what ops take, where they are only queued; NULL where they are done on return. clock_mark(which) notes
+     * the moment, 0 or 1, at which all ops issued so far are done; clock_s gives the time from moment 0 to 1, and fails
+     * before they are reached. */
+    int (*clock_mark)(struct device *dev, int which);
+    int (*clock_s)(struct device *dev, double *s);
     /* Bytes that `pack` writes for this b and tb; 0 when the backend reads b as it is. */
     size_t (*pack_bytes)(struct device *dev, struct tensor b, bool tb);
     /* Bytes of dev->workspace that the backend wants, with what attention of that choice may take in calls of shape c;

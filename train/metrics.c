@@ -12,8 +12,8 @@
 #include <string.h>
 
 #define FORMAT_MAX 32
-/* A rank is called slow when its own time, waiting for others left out, exceeds the median's by this, so many intervals in
- * a row. */
+/* A rank is called slow when its own time for a micro-batch, waiting for others left out, exceeds the median's by this, so
+ * many intervals in a row. */
 #define SLOW_RATIO 1.2
 #define SLOW_INTERVALS 3
 
@@ -138,9 +138,8 @@ static void print_progress(const struct metrics *metrics, int64_t step, const st
            (long long)step, (long long)cfg->run.steps, report->loss, report->lr, report->grad_norm, tokens_per_s,
            100 * tokens_per_s * metrics->flops_per_token / metrics->peak_flops, left);
     if (metrics->slow_intervals >= SLOW_INTERVALS) {
-        printf("  rank %d is slow: %.1f s a step on its own, the median %.1f s", metrics->slow_rank,
-               metrics->rank_s[metrics->slow_rank] / (double)metrics->steps,
-               metrics->rank_s[metrics->ranks + (metrics->ranks - 1) / 2] / (double)metrics->steps);
+        printf("  rank %d is slow: %.3g s a micro-batch on its own, the median %.3g s", metrics->slow_rank,
+               metrics->rank_s[metrics->slow_rank], metrics->rank_s[metrics->ranks + (metrics->ranks - 1) / 2]);
     }
     printf("\n");
     fflush(stdout);
@@ -156,11 +155,14 @@ int metrics_step(struct metrics *metrics, struct comm *comm, int64_t step, const
     total->backward_s += report->backward_s;
     total->reduce_s += report->reduce_s;
     total->update_s += report->update_s;
+    total->micro_batches += report->micro_batches;
     if (step % cfg->log.every != 0 && !now) return 0;
 
     double peak_bytes = (double)metrics_peak_rss_bytes();
     TRY(comm_max_f64(comm, &peak_bytes, 1));
-    if (comm->ranks > 1) TRY(find_slow(metrics, comm, total->load_s + total->forward_s + total->backward_s));
+    const double own_s = total->load_s + total->forward_s + total->backward_s;
+    if (comm->ranks > 1)
+        TRY(find_slow(metrics, comm, total->micro_batches > 0 ? own_s / (double)total->micro_batches : 0));
     const double interval_s = step_clock_s() - metrics->mark_s, n = (double)metrics->steps;
     const double tokens_per_s = n * (double)(cfg->batch.global * cfg->model.seq_len) / interval_s;
     if (comm->rank == 0) {
@@ -169,7 +171,7 @@ int metrics_step(struct metrics *metrics, struct comm *comm, int64_t step, const
                                  report->loss, "lr", report->lr, "grad_norm", report->grad_norm, "tokens_per_s",
                                  tokens_per_s, "step_s", interval_s / n, "data_wait_s", total->load_s / n,
                                  "peak_rss_bytes", (json_int_t)peak_bytes, "redone", report->redone);
-        if (line && total->forward_s > 0) { /* a GPU does not tell the phases apart */
+        if (line && total->forward_s > 0) { /* on a GPU the phases are not told apart */
             json_object_set_new(line, "forward_s", json_real(total->forward_s / n));
             json_object_set_new(line, "backward_s", json_real(total->backward_s / n));
             json_object_set_new(line, "reduce_s", json_real(total->reduce_s / n));

@@ -19,7 +19,7 @@ struct metrics {
     int slow_rank;            /* slower than the median by more than SLOW_RATIO, for so many intervals in a row */
     int slow_intervals;
     int ranks;
-    double *rank_s; /* on rank 0: each rank's own time of the interval, then room to sort them */
+    double *rank_s; /* on rank 0: each rank's own time for a micro-batch, then room to sort them */
 };
 
 /* Opens run_dir/metrics.jsonl to append. Rank 0's outcome holds for all. Collective. */

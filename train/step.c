@@ -100,16 +100,39 @@ struct pass {
     double mark;
 };
 
+/* Backward of the last micro-batch, with the device's clock: nothing in it waits for other ranks, so that slow ones are
+ * told by it. */
+static int run_clocked(struct step *step)
+{
+    struct device *dev = step->model.dev;
+    TRY(dev->table->clock_mark(dev, 0));
+    TRY(model_backward(&step->model, zero_accumulate, &step->zero));
+    step->clocked = true;
+    return dev->table->clock_mark(dev, 1);
+}
+
+/* Adds what the backward passes of so many steps took, by the last one's. */
+static int read_clock(struct step *step, struct loader *loader, int64_t steps, struct step_report *report)
+{
+    struct device *dev = step->model.dev;
+    double s = 0;
+    if (!step->clocked) return 0;
+    TRY(dev->table->clock_s(dev, &s));
+    report->backward_s += s * (double)(steps * loader_micro_batches(loader));
+    return 0;
+}
+
 /* Forward and backward of the micro-batch that is loaded. */
 static int run_pass(void *context)
 {
     struct pass *pass = context;
     struct step *step = pass->step;
     const double tokens = (double)(step->cfg->batch.global * step->cfg->model.seq_len);
+    const bool clocked = step->comm->ranks > 1 && step->zero.last && step->model.dev->table->clock_mark;
     TRY(model_forward(&step->model, true, 1 / tokens));
     TRY(comm_poll(step->comm));
     lap(&pass->report->forward_s, &pass->mark);
-    TRY(model_backward(&step->model, zero_accumulate, &step->zero));
+    TRY(clocked ? run_clocked(step) : model_backward(&step->model, zero_accumulate, &step->zero));
     lap(&pass->report->backward_s, &pass->mark);
     return 0;
 }
@@ -171,7 +194,7 @@ static int accumulate(struct step *step, struct loader *loader, struct step_repo
 int step_run(struct step *step, struct loader *loader, int64_t index, struct step_report *report)
 {
     int loaded = 0;
-    *report = (struct step_report){.lr = optim_lr(step->cfg, index)};
+    *report = (struct step_report){.lr = optim_lr(step->cfg, index), .micro_batches = loader_micro_batches(loader)};
     TRY(accumulate(step, loader, report, &loaded));
     double mark = step_clock_s();
     TRY(zero_reduce(&step->zero));
@@ -183,7 +206,7 @@ int step_run(struct step *step, struct loader *loader, int64_t index, struct ste
     lap(&report->update_s, &mark);
     /* Where ops are only issued, the host's time says nothing of them. */
     struct device *dev = step->model.dev;
-    if (dev->table->queue(dev)) *report = (struct step_report){.lr = report->lr, .load_s = report->load_s};
+    if (dev->table->queue(dev)) report->forward_s = report->backward_s = report->reduce_s = report->update_s = 0;
     return 0;
 }
 
@@ -263,6 +286,7 @@ static void keep_outcome(struct step *step, const struct step_control *control)
 int step_settle(struct step *step, struct loader *loader, int64_t done, struct step_report *report)
 {
     struct step_control control;
+    const int64_t steps = done - step->settled;
     int tries = 0;
     for (;;) {
         TRY(zero_control(&step->zero, &control));
@@ -286,7 +310,7 @@ int step_settle(struct step *step, struct loader *loader, int64_t done, struct s
     report->loss = (double)control.loss / MODEL_LOSS_SCALE / tokens;
     report->grad_norm = control.norm;
     keep_outcome(step, &control);
-    return 0;
+    return read_clock(step, loader, steps, report);
 }
 
 int step_resume(struct step *step, int64_t done)

@@ -26,9 +26,12 @@ struct step {
     void *update_context;
     struct graphs graphs; /* of micro-batches */
     bool warm;            /* a micro-batch was done in an earlier step */
+    bool clocked;         /* the device's clock has the last backward pass */
 };
 
-/* What a step did; the same on every rank but for the times, which are this rank's (on a GPU, of issuing the work). */
+/* What a step did; the same on every rank but for the times, which are this rank's. On a GPU step_run knows the loader's
+ * alone; step_settle adds what backward passes took of the steps that it settles, by the last one's time, when there are
+ * several ranks. */
 struct step_report {
     double lr;
     /* From step_settle: */
@@ -38,6 +41,7 @@ struct step_report {
     int skipped;      /* steps that changed nothing, for a NaN or a spike */
     bool rewind;      /* step `settled` has such a fault, and the caller is to go back to before it */
     double load_s, forward_s, backward_s, reduce_s, update_s; /* waiting for data, and the phases of computation */
+    int64_t micro_batches;                                    /* of this rank */
 };
 
 /* Lays out parameters, model and optimizer state over an arena, measuring or real. step_close undoes it in both cases.

@@ -68,6 +68,7 @@ struct cuda_state {
     cudaStream_t stream;
     struct cuda_slot slots[CUDA_SLOTS];
     int slot_next;
+    cudaEvent_t clock[2];
     struct cuda_matmul *matmul;
     struct cuda_attention attention;
     char name[256];

@@ -43,6 +43,8 @@ static int open_state(struct cuda_state *state)
         CHECK_CUDA(cudaMallocHost(&state->slots[i].host, CUDA_SLOT_BYTES));
         CHECK_CUDA(cudaEventCreateWithFlags(&state->slots[i].used, cudaEventDisableTiming));
     }
+    for (cudaEvent_t &event : state->clock)
+        CHECK_CUDA(cudaEventCreateWithFlags(&event, cudaEventDefault));
     return cuda_matmul_open(&state->matmul);
 }
 
@@ -56,6 +58,8 @@ static void device_close_cuda(struct device *dev)
         if (state->slots[i].used) (void)cudaEventDestroy(state->slots[i].used);
         if (state->slots[i].host) (void)cudaFreeHost(state->slots[i].host);
     }
+    for (cudaEvent_t event : state->clock)
+        if (event) (void)cudaEventDestroy(event);
     if (state->stream) (void)cudaStreamDestroy(state->stream);
     free(state);
     dev->state = NULL;
@@ -108,6 +112,20 @@ static void *device_queue(struct device *dev)
 static int device_sync(struct device *dev)
 {
     CHECK_CUDA(cudaStreamSynchronize(cuda_state_of(dev)->stream));
+    return 0;
+}
+
+static int device_clock_mark(struct device *dev, int which)
+{
+    CHECK_CUDA(cudaEventRecord(cuda_state_of(dev)->clock[which], cuda_state_of(dev)->stream));
+    return 0;
+}
+
+static int device_clock_s(struct device *dev, double *s)
+{
+    float ms = 0;
+    CHECK_CUDA(cudaEventElapsedTime(&ms, cuda_state_of(dev)->clock[0], cuda_state_of(dev)->clock[1]));
+    *s = 1e-3 * (double)ms;
     return 0;
 }
 
@@ -201,6 +219,8 @@ static const struct device_table cuda_table = {
     device_upload,
     device_download,
     device_sync,
+    device_clock_mark,
+    device_clock_s,
     cuda_pack_bytes,
     cuda_workspace_bytes,
     cuda_choose_attention,

@@ -1,5 +1,5 @@
 /* Tests of captures and graphs: that the emulation keeps CUDA's rules for them, and that the backend's graphs (graph.cu)
- * do the work of its ops. */
+ * do the work of its ops; and of the backend's clock. */
 #include <cuda_runtime.h>
 
 #include <setjmp.h>
@@ -293,13 +293,32 @@ static void test_backend(void **)
     err_clear();
 }
 
+static void test_clock(void **)
+{
+    struct device dev = {};
+    void *memory = nullptr;
+    double s = 0;
+    assert_int_equal(device_open(&dev, DEVICE_CUDA, 0, 1), 0);
+    const struct device_table *const table = dev.table;
+    assert_int_equal(table->alloc(&dev, N * sizeof(float), &memory), 0);
+    assert_int_equal(table->clock_s(&dev, &s), ERR_DEVICE); /* nothing is marked */
+    err_clear();
+    (void)cudaGetLastError();
+    assert_int_equal(table->clock_mark(&dev, 0), 0);
+    assert_int_equal(op_fill(&dev, tensor_1d(memory, DT_F32, N), 1), 0);
+    assert_int_equal(table->clock_mark(&dev, 1), 0);
+    assert_int_equal(table->sync(&dev), 0);
+    assert_int_equal(table->clock_s(&dev, &s), 0);
+    assert_true(s > 0 && s < 60);
+    table->free(&dev, memory, 0);
+    device_close(&dev);
+}
+
 int main()
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_launch),
-        cmocka_unit_test(test_forbidden),
-        cmocka_unit_test(test_permitted),
-        cmocka_unit_test(test_backend),
+        cmocka_unit_test(test_launch),  cmocka_unit_test(test_forbidden), cmocka_unit_test(test_permitted),
+        cmocka_unit_test(test_backend), cmocka_unit_test(test_clock),
     };
     return cmocka_run_group_tests(tests, nullptr, nullptr);
 }

@@ -225,7 +225,7 @@ class Trouble(Run):
                 return " is slow: " in process.result().stdout
 
             lib.wait_for("the slow rank's name", is_named, timeout=60)
-            self.assertRegex(process.result().stdout, r"rank 1 is slow: [0-9.]+ s a step on its own, the median")
+            self.assertRegex(process.result().stdout, r"rank 1 is slow: [0-9.e-]+ s a micro-batch on its own, the median")
 
     def test_run_dir_is_a_file(self):
         place = self.dir / "file"

@@ -186,6 +186,52 @@ static void steps_do_not_wait_for_the_device(void **state)
     fixture_close(&f);
 }
 
+static int marks[2]; /* of a device's clock, in marked_* */
+
+static void *some_queue(struct device *dev)
+{
+    return dev;
+}
+
+static int marked_clock_mark(struct device *dev, int which)
+{
+    (void)dev;
+    marks[which]++;
+    return marks[0] - marks[1] == (which == 0 ? 1 : 0) ? 0 : ERR_BUG;
+}
+
+static int marked_clock_s(struct device *dev, double *s)
+{
+    (void)dev;
+    *s = 0.25;
+    return 0;
+}
+
+/* Where ops are only issued, the device's clock tells how long a rank computes, by which slow ones are found. */
+static void the_devices_clock_times_backward_passes(void **state)
+{
+    (void)state;
+    struct fixture f;
+    struct step_report report;
+    const bool alone = the_comm.ranks == 1;
+    struct device_table clocked = cpu_table;
+    clocked.queue = some_queue;
+    clocked.clock_mark = marked_clock_mark;
+    clocked.clock_s = marked_clock_s;
+    fixture_open(&f, COMPUTE_BF16, 1);
+    f.dev.table = &clocked;
+    for (int64_t i = 0; i < 3; i++)
+        assert_int_equal(step_run(&f.step, f.loader, i, &report), 0);
+    assert_int_equal(step_settle(&f.step, f.loader, 3, &report), 0);
+    assert_int_equal(marks[0], alone ? 0 : 3);
+    assert_int_equal(marks[1], marks[0]);
+    assert_int_equal(report.micro_batches, loader_micro_batches(f.loader));
+    assert_true(report.backward_s == (alone ? 0 : 0.25 * 3 * (double)report.micro_batches));
+    assert_true(report.forward_s == 0);
+    f.dev.table = &cpu_table;
+    fixture_close(&f);
+}
+
 /* A scale chosen for a gradient far smaller than the real one overflows; the step must be done again, see the same data,
  * and come out as if the coarser scale had been there from the start. */
 static void overflow_repeats_the_step_with_a_coarser_scale(void **state)
@@ -411,6 +457,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(steps_after_the_first_allocate_nothing),
         cmocka_unit_test(overflow_repeats_the_step_with_a_coarser_scale),
         cmocka_unit_test(steps_do_not_wait_for_the_device),
+        cmocka_unit_test(the_devices_clock_times_backward_passes),
         cmocka_unit_test(a_flipped_bit_of_a_replica_is_found),
         cmocka_unit_test(steps_issued_ahead_are_repeated_from_the_overflow),
         cmocka_unit_test(not_a_number_may_be_skipped),
