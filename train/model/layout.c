@@ -183,6 +183,7 @@ static void head_take(struct model *m, struct arena *arena)
 {
     const int64_t bytes = m->dev->kind == DEVICE_CPU ? LOGITS_BYTES_CPU : LOGITS_BYTES_GPU;
     const int64_t width = m->head.w.shape[0];
+    ASSERT(width > 0);
     int64_t rows = bytes / (int64_t)sizeof(float) / width;
     rows = rows < LOGITS_ROWS_MIN ? LOGITS_ROWS_MIN : rows / LOGITS_ROWS_MIN * LOGITS_ROWS_MIN;
     m->chunk = m->use == MODEL_SAMPLE ? m->sequences : rows < m->tokens ? rows : m->tokens;
