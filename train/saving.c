@@ -38,9 +38,11 @@ static int report(struct saving *s, int rc)
         return rc;
     }
     s->saved = s->started;
-    log_info("checkpoint: %s/step-%08lld in %.1f s, for which training stood still %.2f s", s->cfg->run.dir,
-             (long long)s->saved, all_s, stall_s);
-    return metrics_event(s->metrics, "checkpoint", s->saved, json_pack("{s:f, s:f}", "s", all_s, "stall_s", stall_s));
+    const double write_s = ckpt_save_write_s(s->ckpt);
+    log_info("checkpoint: %s/step-%08lld in %.1f s, %.1f s of them to disk; training stood still %.2f s",
+             s->cfg->run.dir, (long long)s->saved, all_s, write_s, stall_s);
+    return metrics_event(s->metrics, "checkpoint", s->saved,
+                         json_pack("{s:f, s:f, s:f}", "s", all_s, "write_s", write_s, "stall_s", stall_s));
 }
 
 /* Waits for the save under way, if any, and reports it. Collective. */

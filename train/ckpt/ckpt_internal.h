@@ -29,9 +29,15 @@ struct ckpt_file {
 void ckpt_file_name(char name[CKPT_FILE_MAX], int rank);
 /* Joins folder and name; a path that does not fit is ERR_CONFIG. */
 int ckpt_path(char path[CKPT_PATH_MAX], const char *folder, const char *name);
-/* Brings a written file to disk and fills in its size and checksum, read back from what was written. meanwhile, unless
- * NULL, is called with its context while the disk works. */
-int ckpt_file_seal(const char *folder, struct ckpt_file *file, void (*meanwhile)(void *context), void *context);
+/* A part of a file that was written from memory. */
+struct ckpt_extent {
+    int64_t begin, bytes;
+    const void *data;
+};
+/* Brings a written file to disk and fills in its size and checksum: of the extents, which do not overlap and are sorted
+ * here, from memory, of all else read back. meanwhile, unless NULL, is called with its context while the disk works. */
+int ckpt_file_seal(const char *folder, struct ckpt_file *file, struct ckpt_extent *extents, int n,
+                   void (*meanwhile)(void *context), void *context);
 /* Compares a file's size and checksum with the manifest's: ERR_DATA naming the file and what is wrong. */
 int ckpt_file_verify(const char *folder, const struct ckpt_file *file);
 /* Whether the file is there with the manifest's size. Never fails. */

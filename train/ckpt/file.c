@@ -1,7 +1,8 @@
 /* A checkpoint's files: to disk, size and checksum, verification.
  *
- * The checksum is taken from the file as it was written, while it still lies in the page cache and the kernel brings it
- * to disk: reading it back costs little, and covers HDF5's own bookkeeping too. Any thread. */
+ * The checksum is of the whole file, HDF5's own bookkeeping too, but what was written from memory is taken from there,
+ * while the kernel brings it to disk: in a node whose memory is full, the page cache would have to read it again.
+ * Any thread. */
 #include "ckpt_internal.h"
 
 #include <aio.h>
@@ -31,27 +32,68 @@ int ckpt_path(char path[CKPT_PATH_MAX], const char *folder, const char *name)
     return 0;
 }
 
-/* XXH3-64 and length of what can be read from `fd`, from where it stands. */
-static int hash_fd(int fd, const char *path, struct ckpt_file *file)
+/* The checksum of a file's bytes so far. */
+struct hash {
+    int fd;
+    const char *path;
+    char *buffer;
+    XXH3_state_t *state;
+    int64_t bytes;
+};
+
+/* Goes on with what the file holds, up to `end` or its own. */
+static int hash_read(struct hash *h, int64_t end)
+{
+    ssize_t got = 0;
+    while (h->bytes < end) {
+        const int64_t left = end - h->bytes;
+        got = pread(h->fd, h->buffer, left < (int64_t)READ_BYTES ? (size_t)left : READ_BYTES, h->bytes);
+        if (got < 0 && errno == EINTR) continue;
+        if (got < 0) FAIL(ERR_SYSTEM, "%s: cannot be read: %s", h->path, strerror(errno));
+        if (got == 0) return 0;
+        XXH3_64bits_update(h->state, h->buffer, (size_t)got);
+        h->bytes += got;
+    }
+    return 0;
+}
+
+/* XXH3-64 and length of a file, of which the extents need not be read. */
+static int hash_file(int fd, const char *path, const struct ckpt_extent *extents, int n, struct ckpt_file *file)
 {
     int rc = 0;
-    ssize_t got = 0;
-    char *buffer = malloc(READ_BYTES);
-    XXH3_state_t *state = XXH3_createState();
-    if (!buffer || !state) FAIL_GOTO(done, ERR_SYSTEM, "%s: no memory left to read it", path);
-    XXH3_64bits_reset(state);
-    file->bytes = 0;
-    while ((got = read(fd, buffer, READ_BYTES)) != 0) {
-        if (got < 0 && errno == EINTR) continue;
-        if (got < 0) FAIL_GOTO(done, ERR_SYSTEM, "%s: cannot be read: %s", path, strerror(errno));
-        XXH3_64bits_update(state, buffer, (size_t)got);
-        file->bytes += got;
+    struct hash h = {.fd = fd, .path = path, .buffer = malloc(READ_BYTES), .state = XXH3_createState()};
+    if (!h.buffer || !h.state) FAIL_GOTO(done, ERR_SYSTEM, "%s: no memory left to read it", path);
+    XXH3_64bits_reset(h.state);
+    for (int i = 0; i < n; i++) {
+        TRY_GOTO(hash_read(&h, extents[i].begin), done);
+        if (h.bytes != extents[i].begin) break; /* the file ends before */
+        XXH3_64bits_update(h.state, extents[i].data, (size_t)extents[i].bytes);
+        h.bytes += extents[i].bytes;
     }
-    file->xxh3 = XXH3_64bits_digest(state);
+    TRY_GOTO(hash_read(&h, INT64_MAX), done);
+    file->bytes = h.bytes;
+    file->xxh3 = XXH3_64bits_digest(h.state);
 done:
-    free(buffer);
-    XXH3_freeState(state);
+    free(h.buffer);
+    XXH3_freeState(h.state);
     return rc;
+}
+
+static int compare_extents(const void *a, const void *b)
+{
+    const struct ckpt_extent *x = a, *y = b;
+    return (x->begin > y->begin) - (x->begin < y->begin);
+}
+
+/* A file that lost what was written to it, as was seen of HDF5, must not count. */
+static int check_size(int fd, const char *path, const struct ckpt_extent *extents, int n)
+{
+    struct stat info;
+    const int64_t end = n > 0 ? extents[n - 1].begin + extents[n - 1].bytes : 0;
+    if (fstat(fd, &info) != 0) FAIL(ERR_SYSTEM, "%s: its size is unknown: %s", path, strerror(errno));
+    if ((int64_t)info.st_size >= end) return 0;
+    FAIL(ERR_SYSTEM, "%s has %lld bytes after writing, and its data ends at %lld; " CKPT_REMEDY_DISK, path,
+         (long long)info.st_size, (long long)end);
 }
 
 /* Waits for the fsync that `sync` started. */
@@ -68,7 +110,8 @@ static int wait_sync(struct aiocb *sync, const char *path)
     return 0;
 }
 
-int ckpt_file_seal(const char *folder, struct ckpt_file *file, void (*meanwhile)(void *context), void *context)
+int ckpt_file_seal(const char *folder, struct ckpt_file *file, struct ckpt_extent *extents, int n,
+                   void (*meanwhile)(void *context), void *context)
 {
     int rc = 0;
     char path[CKPT_PATH_MAX];
@@ -82,7 +125,9 @@ int ckpt_file_seal(const char *folder, struct ckpt_file *file, void (*meanwhile)
         FAIL_GOTO(done, ERR_SYSTEM, "%s: cannot be brought to disk: %s", path, strerror(errno));
     }
     if (meanwhile) meanwhile(context);
-    rc = hash_fd(fd, path, file);
+    if (n > 1) qsort(extents, (size_t)n, sizeof *extents, compare_extents);
+    rc = check_size(fd, path, extents, n);
+    if (rc == 0) rc = hash_file(fd, path, extents, n, file);
     const int sync_rc = wait_sync(&sync, path);
     rc = rc != 0 ? rc : sync_rc;
 done:
@@ -107,7 +152,7 @@ int ckpt_file_verify(const char *folder, const struct ckpt_file *file)
         FAIL_GOTO(done, ERR_DATA, "%s has %lld bytes, and the manifest says %lld: it was cut short or changed; %s",
                   path, (long long)info.st_size, (long long)file->bytes, CKPT_REMEDY_DAMAGED);
     }
-    TRY_GOTO(hash_fd(fd, path, &found), done);
+    TRY_GOTO(hash_file(fd, path, NULL, 0, &found), done);
     if (found.bytes != file->bytes || found.xxh3 != file->xxh3) {
         FAIL_GOTO(done, ERR_DATA, "%s is damaged: its checksum is not the manifest's; " CKPT_REMEDY_DAMAGED, path);
     }

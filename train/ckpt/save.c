@@ -53,6 +53,7 @@ struct ckpt_saver {
     enum present present;
     int64_t *mine, *all;     /* [n][SLAB_FIELDS] of each slab; all: of every rank, on rank 0 */
     uint64_t *digest;        /* [n], of this rank's parts */
+    double write_s;          /* that its file took; after the gathering, the slowest rank's */
     struct ckpt_file file;   /* this rank's */
     struct ckpt_file *files; /* of every rank, on rank 0, with room for the index */
 };
@@ -278,12 +279,21 @@ done:
 
 /* ---- threads ---- */
 
+static double now_s(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
 static void *write_thread(void *saver)
 {
     struct ckpt_saver *save = saver;
     if (save->fill) save->fill(save->context);
+    const double began_s = now_s();
     const int rc =
         ckpt_write_rank_file(save->temp, save->comm->rank, save->slabs, save->n, &save->file, save->digest);
+    save->write_s = now_s() - began_s;
     for (int i = 0; i < save->n; i++)
         save->mine[SLAB_FIELDS * i + SLAB_DIGEST] = (int64_t)save->digest[i];
     err_take(&save->outcome, rc);
@@ -402,6 +412,11 @@ bool ckpt_save_busy(const struct ckpt_saver *save)
     return save->phase != PHASE_IDLE;
 }
 
+double ckpt_save_write_s(const struct ckpt_saver *save)
+{
+    return save->write_s;
+}
+
 bool ckpt_save_ready(const struct ckpt_saver *save)
 {
     return atomic_load(&save->ready);
@@ -412,6 +427,7 @@ static int gather(struct ckpt_saver *save)
 {
     const bool first = save->comm->rank == 0;
     TRY(comm_agree(save->comm, end_phase(save)));
+    TRY(comm_max_f64(save->comm, &save->write_s, 1));
     TRY(comm_gather(save->comm, &save->file, save->files, sizeof save->file));
     TRY(comm_gather(save->comm, save->mine, save->all, SLAB_FIELDS * (size_t)save->n * sizeof *save->mine));
     return comm_agree(save->comm, begin_phase(save, PHASE_COMMIT, first ? commit_thread : NULL));

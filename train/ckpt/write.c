@@ -5,6 +5,7 @@
  * files. No communication; any one thread of a rank. */
 #include "ckpt_internal.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #define DOING "cannot be written"
@@ -13,7 +14,8 @@
 struct writer {
     const char *path;
     hid_t file, create, link;
-    int64_t end; /* where the data written so far ends in the file */
+    struct ckpt_extent *extents; /* of the data written so far */
+    int n;
 };
 
 static int write_piece(struct writer *writer, const struct ckpt_slab *slab, const struct ckpt_piece *piece)
@@ -31,8 +33,8 @@ static int write_piece(struct writer *writer, const struct ckpt_slab *slab, cons
              DOING, CKPT_REMEDY_DISK);
     const haddr_t offset = H5Dget_offset(dataset);
     if (offset == HADDR_UNDEF) FAIL_GOTO(done, ERR_BUG, "%s: HDF5 stored nothing for %s", writer->path, name);
-    const int64_t end = (int64_t)offset + (piece->end - piece->begin) * (int64_t)sizeof(float);
-    writer->end = end > writer->end ? end : writer->end;
+    writer->extents[writer->n++] =
+        (struct ckpt_extent){(int64_t)offset, (piece->end - piece->begin) * (int64_t)sizeof(float), data};
 done:
     if (dataset >= 0 && H5Dclose(dataset) < 0 && rc == 0) {
         rc = ckpt_h5_raise(ERR_SYSTEM, __FILE__, __LINE__, writer->path, DOING, CKPT_REMEDY_DISK);
@@ -90,10 +92,13 @@ int ckpt_write_rank_file(const char *folder, int rank, const struct ckpt_slab *s
 {
     int rc = 0;
     char path[CKPT_PATH_MAX];
-    struct writer writer = {.path = path, .file = -1, .create = -1, .link = -1, .end = 0};
+    struct writer writer = {.path = path, .file = -1, .create = -1, .link = -1};
+    struct digests digests = {slabs, n, digest};
     memset(file, 0, sizeof *file);
     ckpt_file_name(file->name, rank);
     TRY(ckpt_path(path, folder, file->name));
+    writer.extents = calloc((size_t)n * CKPT_PIECES_MAX + 1, sizeof *writer.extents);
+    if (!writer.extents) FAIL(ERR_SYSTEM, "%s: no memory left to save", path);
     ckpt_h5_quiet();
     rc = set_up(&writer);
     if (rc == 0) rc = write_slabs(&writer, slabs, n);
@@ -102,12 +107,7 @@ int ckpt_write_rank_file(const char *folder, int rank, const struct ckpt_slab *s
     }
     if (writer.create >= 0) (void)H5Pclose(writer.create);
     if (writer.link >= 0) (void)H5Pclose(writer.link);
-    if (rc != 0) return rc;
-    struct digests digests = {slabs, n, digest};
-    TRY(ckpt_file_seal(folder, file, compute_digests, &digests));
-    if (file->bytes < writer.end) {
-        FAIL(ERR_SYSTEM, "%s has %lld bytes after writing, and its data ends at %lld; " CKPT_REMEDY_DISK, path,
-             (long long)file->bytes, (long long)writer.end);
-    }
-    return 0;
+    if (rc == 0) rc = ckpt_file_seal(folder, file, writer.extents, writer.n, compute_digests, &digests);
+    free(writer.extents);
+    return rc;
 }
