@@ -59,12 +59,12 @@ measure() { # measure RANKS
         [[ $ranks -eq 1 ]] || victim=$(pgrep -P "$pid" | head -n 1)
         began=$EPOCHREALTIME
         kill -KILL "$victim"
-        wait "$pid" || true
+        wait "$pid" 2>/dev/null || true
         start "$ranks"
         until_line '^step [0-9]*/.*tokens/s'
         since "$began" >>"$out/again"
         kill -TERM "$pid"
-        wait "$pid" || true
+        wait "$pid" 2>/dev/null || true
         jq -r 'select(.step == 3 and .loss and (.event | not)).step_s' "$out/run/metrics.jsonl" >>"$out/warm"
     done
     awk -v ranks="$ranks" -v first="$(median "$out/first")" -v warm="$(median "$out/warm")" -v again="$(median "$out/again")" '
