@@ -256,7 +256,7 @@ class Jobs(lib.Case):
     @slow
     def test_array(self):
         """A job array, one job at a time: each goes on where the last stopped; when the run is finished they end."""
-        job = self.submit("--array=1-4%1", f"--output={self.dir}/job.out")
+        job = self.submit("--array=1-4%1", f"--output={self.dir}/job.out", steps=300)
         for step in [15, 45]:
             self.wait_step(step)
             self.signal_script(self.slurm.queue_running()[0])
