@@ -44,10 +44,9 @@ struct hash {
 /* Goes on with what the file holds, up to `end` or its own. */
 static int hash_read(struct hash *h, int64_t end)
 {
-    ssize_t got = 0;
     while (h->bytes < end) {
         const int64_t left = end - h->bytes;
-        got = pread(h->fd, h->buffer, left < (int64_t)READ_BYTES ? (size_t)left : READ_BYTES, h->bytes);
+        const ssize_t got = pread(h->fd, h->buffer, left < (int64_t)READ_BYTES ? (size_t)left : READ_BYTES, h->bytes);
         if (got < 0 && errno == EINTR) continue;
         if (got < 0) FAIL(ERR_SYSTEM, "%s: cannot be read: %s", h->path, strerror(errno));
         if (got == 0) return 0;
