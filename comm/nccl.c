@@ -10,6 +10,7 @@
  * communicator is aborted, so that this GPU stops waiting, and the message names the oldest collective not done.
  *
  * Threads: the one that opened the device and MPI. */
+#include "clock.h"
 #include "err.h"
 #include "ops.h"
 #include "transport.h"
@@ -70,13 +71,6 @@ static int nccl_failed(const char *file, int line, const struct comm *comm, cons
         if (nccl_result_ != ncclSuccess && nccl_result_ != ncclInProgress)       \
             return nccl_failed(__FILE__, __LINE__, (comm), #call, nccl_result_); \
     } while (0)
-
-static double now_s(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 /* ---- what is under way ---- */
 

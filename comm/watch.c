@@ -1,5 +1,6 @@
 #include "watch.h"
 
+#include "clock.h"
 #include "err.h"
 #include "log.h"
 
@@ -27,7 +28,7 @@ static const char in_text[] = "in collective ", after_text[] = "after collective
 struct watch {
     int rank, ranks;
     uint64_t attempt;
-    atomic_llong timeout_ns;
+    _Atomic double timeout_s;
     char folder[FOLDER_MAX];
     atomic_bool has_folder; /* folder does not change any more */
     pthread_t thread;
@@ -36,7 +37,7 @@ struct watch {
     _Atomic(const char *) what; /* NULL: at work */
     atomic_size_t bytes;
     atomic_bool alone; /* not in a collective */
-    atomic_llong since_ns;
+    _Atomic double since_s;
     const char *stuck_in; /* what it waited for when the time-out came */
     atomic_int report;    /* enum report */
 };
@@ -52,16 +53,9 @@ struct testimony {
     char text[LINE_MAX_BYTES];
 };
 
-static long long now_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (long long)t.tv_sec * 1000000000 + t.tv_nsec;
-}
-
 static void enter(struct watch *w, const char *what, size_t bytes, bool alone)
 {
-    atomic_store_explicit(&w->since_ns, now_ns(), memory_order_relaxed);
+    atomic_store_explicit(&w->since_s, now_s(), memory_order_relaxed);
     atomic_store_explicit(&w->bytes, bytes, memory_order_relaxed);
     atomic_store_explicit(&w->alone, alone, memory_order_relaxed);
     if (!alone) atomic_fetch_add_explicit(&w->count, 1, memory_order_relaxed);
@@ -86,12 +80,7 @@ void watch_leave(struct watch *w)
 /* Seconds since the last wait began. */
 static double waited_s(struct watch *w)
 {
-    return (double)(now_ns() - atomic_load_explicit(&w->since_ns, memory_order_relaxed)) * 1e-9;
-}
-
-static double timeout_s(struct watch *w)
-{
-    return (double)atomic_load(&w->timeout_ns) * 1e-9;
+    return now_s() - atomic_load_explicit(&w->since_s, memory_order_relaxed);
 }
 
 static void pause_s(double s)
@@ -206,13 +195,13 @@ static void accuse(struct watch *w, const struct testimony *all)
     if (first->alone) {
         log_error("hung: %s, longer than run.hang_timeout_s=%.0f, as have %d of %d ranks. Where each stood is in "
                   "%s/hang-*. " RESUME,
-                  first->text, timeout_s(w), waiting, w->ranks, w->folder);
+                  first->text, w->timeout_s, waiting, w->ranks, w->folder);
         return;
     }
     const int missing = list_missing(w, all, list, sizeof list);
     log_error("hung: %s, collective number %llu, longer than run.hang_timeout_s=%.0f; %d of %d ranks did not "
               "arrive:%s. Where each stood is in %s/hang-*. " RESUME,
-              first->text, first->count, timeout_s(w), missing, w->ranks, list, w->folder);
+              first->text, first->count, w->timeout_s, missing, w->ranks, list, w->folder);
 }
 
 /* Without the others' words. */
@@ -224,7 +213,7 @@ static void speak_alone(struct watch *w)
     log_error(
         "hung: %s, collective number %llu, longer than run.hang_timeout_s=%.0f; %s %s, so look for the ranks that "
         "do not say this: they did not arrive. " RESUME,
-        text, (unsigned long long)atomic_load(&w->count), timeout_s(w), has_folder ? w->folder : "the run's folder",
+        text, (unsigned long long)atomic_load(&w->count), w->timeout_s, has_folder ? w->folder : "the run's folder",
         has_folder ? "cannot be written to or does not answer" : "is not known yet");
 }
 
@@ -269,9 +258,9 @@ _Noreturn static void end_job(struct watch *w, const char *what)
 {
     pthread_t reporter;
     w->stuck_in = what;
-    const long long began = now_ns();
+    const double began_s = now_s();
     if (pthread_create(&reporter, NULL, report, w) == 0) {
-        while (atomic_load(&w->report) != SAID && (double)(now_ns() - began) * 1e-9 < END_S)
+        while (atomic_load(&w->report) != SAID && now_s() - began_s < END_S)
             pause_s(LOOK_S / 4);
     }
     if (atomic_load(&w->report) == GATHERING) speak_alone(w);
@@ -284,7 +273,7 @@ static void *look(void *watch)
     while (!atomic_load(&w->ending)) {
         pause_s(LOOK_S);
         const char *what = atomic_load_explicit(&w->what, memory_order_acquire);
-        if (what && waited_s(w) > timeout_s(w)) end_job(w, what);
+        if (what && waited_s(w) > w->timeout_s) end_job(w, what);
     }
     return NULL;
 }
@@ -310,7 +299,7 @@ int watch_open(struct watch **watch, const struct comm *comm, uint64_t attempt, 
 
 void watch_set_timeout(struct watch *w, double timeout)
 {
-    atomic_store(&w->timeout_ns, (long long)(timeout * 1e9));
+    atomic_store(&w->timeout_s, timeout);
 }
 
 void watch_set_folder(struct watch *w, const char *folder)

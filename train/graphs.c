@@ -1,6 +1,7 @@
 /* Issuing work as a graph: capture, measurement, choice. */
 #include "graphs.h"
 
+#include "clock.h"
 #include "err.h"
 #include "log.h"
 #include "step.h"
@@ -92,10 +93,10 @@ static int trial(struct graphs *g, int (*issue)(void *context), void *context)
     const bool launched = g->trials % 2 == 0;
     TRY(comm_finish(g->comm));
     TRY(table->sync(g->dev));
-    const double begin_s = step_clock_s();
+    const double begin_s = now_s();
     TRY(launched ? table->graph_launch(g->dev, g->graph) : issue(context));
     TRY(table->sync(g->dev));
-    (launched ? g->launched_s : g->issued_s)[g->trials++ / 2] = step_clock_s() - begin_s;
+    (launched ? g->launched_s : g->issued_s)[g->trials++ / 2] = now_s() - begin_s;
     if (g->trials == 2 * GRAPHS_TRIALS) decide(g);
     return 0;
 }

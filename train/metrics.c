@@ -1,6 +1,7 @@
 /* The progress line and metrics.jsonl. */
 #include "metrics.h"
 
+#include "clock.h"
 #include "err.h"
 #include "log.h"
 #include "proc.h"
@@ -35,7 +36,7 @@ int metrics_open(struct metrics *metrics, struct comm *comm, const struct config
                                 .ranks = comm->ranks,
                                 .flops_per_token = flops_per_token,
                                 .peak_flops = peak_flops,
-                                .mark_s = step_clock_s()};
+                                .mark_s = now_s()};
     if (comm->rank != 0) return 0;
     metrics->rank_s = calloc(2 * (size_t)comm->ranks, sizeof *metrics->rank_s);
     if (!metrics->rank_s) FAIL(ERR_SYSTEM, "no memory for the times of %d ranks", comm->ranks);
@@ -87,7 +88,7 @@ int metrics_event(struct metrics *metrics, const char *event, int64_t step, void
 
 void metrics_skip(struct metrics *metrics, double since_s)
 {
-    metrics->mark_s += step_clock_s() - since_s;
+    metrics->mark_s += now_s() - since_s;
 }
 
 /* "1 h 05 min", "3 min 20 s", "12 s". */
@@ -163,7 +164,7 @@ int metrics_step(struct metrics *metrics, struct comm *comm, int64_t step, const
     const double own_s = total->load_s + total->forward_s + total->backward_s;
     if (comm->ranks > 1)
         TRY(find_slow(metrics, comm, total->micro_batches > 0 ? own_s / (double)total->micro_batches : 0));
-    const double interval_s = step_clock_s() - metrics->mark_s, n = (double)metrics->steps;
+    const double interval_s = now_s() - metrics->mark_s, n = (double)metrics->steps;
     const double tokens_per_s = n * (double)(cfg->batch.global * cfg->model.seq_len) / interval_s;
     if (comm->rank == 0) {
         print_progress(metrics, step, report, tokens_per_s, interval_s);
@@ -179,7 +180,7 @@ int metrics_step(struct metrics *metrics, struct comm *comm, int64_t step, const
         }
         TRY(write_line(metrics, line));
     }
-    metrics->mark_s = step_clock_s();
+    metrics->mark_s = now_s();
     metrics->steps = 0;
     metrics->total = (struct step_report){0};
     return 0;

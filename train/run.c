@@ -2,6 +2,7 @@
 #include "run.h"
 
 #include "ckpt/ckpt.h"
+#include "clock.h"
 #include "data/loader.h"
 #include "data/tokenizer.h"
 #include "device.h"
@@ -208,11 +209,11 @@ static int measure_peak(struct run *run, double *flops)
     double best = 0;
     const struct tensor x = tensor_rows(m->nf, 0, m->chunk);
     for (int i = 0; i < RATE_TRIES; i++) {
-        const double begin = step_clock_s();
+        const double begin = now_s();
         TRY(op_matmul(&run->dev, m->logits, x, m->head.w, m->head.pack_fwd, TENSOR_NONE, MATMUL_TB));
         TRY(run->dev.table->sync(&run->dev));
         const double rate =
-            2.0 * (double)m->chunk * (double)m->vocab_size * (double)m->cfg.hidden / (step_clock_s() - begin);
+            2.0 * (double)m->chunk * (double)m->vocab_size * (double)m->cfg.hidden / (now_s() - begin);
         best = rate > best ? rate : best;
     }
     *flops = best;
@@ -257,12 +258,12 @@ static int open_metrics(struct run *run)
 static int evaluate(struct run *run)
 {
     double loss = 0;
-    const double begin = step_clock_s();
+    const double begin = now_s();
     if (!run->valid) return 0;
     TRY(step_evaluate(&run->step, run->valid, run->cfg->log.eval_batches, &loss));
     if (run->comm->rank == 0) {
         printf("step %lld/%lld  validation loss %.4f  (%.1f s)\n", (long long)run->done,
-               (long long)run->cfg->run.steps, loss, step_clock_s() - begin);
+               (long long)run->cfg->run.steps, loss, now_s() - begin);
         fflush(stdout);
     }
     TRY(metrics_event(&run->metrics, "evaluation", run->done, json_pack("{s:f}", "loss", loss)));
@@ -294,7 +295,7 @@ static int loop(struct run *run)
     bool last = run->done >= end, stop = false;
     struct step_report report;
     TRY(loader_seek(run->train, run->done + run->step.batches_skipped));
-    run->metrics.mark_s = step_clock_s();
+    run->metrics.mark_s = now_s();
     while (!last) {
         TRY(step_run(&run->step, run->train, run->done, &report));
         run->done++;

@@ -1,5 +1,6 @@
 /* `tatara sample`: continues prompts with a checkpoint's model, token by token over a key/value cache. */
 #include "ckpt/ckpt.h"
+#include "clock.h"
 #include "config.h"
 #include "data/tokenizer.h"
 #include "device.h"
@@ -221,9 +222,9 @@ static int sample_run(struct sampling *s, struct comm *comm)
     s->tok = calloc(fed, sizeof *s->tok);
     s->pos = calloc(fed, sizeof *s->pos);
     if (!s->logits || !s->candidates || !s->tok || !s->pos) FAIL(ERR_SYSTEM, "out of memory for sampling");
-    const double begin = step_clock_s();
+    const double begin = now_s();
     TRY(generate(s, longest, &made));
-    const double elapsed_s = step_clock_s() - begin;
+    const double elapsed_s = now_s() - begin;
     TRY(print_all(s));
     log_info("%lld tokens in %.2f s, %.0f tokens/s", (long long)made, elapsed_s, (double)made / elapsed_s);
     return 0;

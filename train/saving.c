@@ -1,6 +1,7 @@
 /* When a run saves, and what it says of it. */
 #include "saving.h"
 
+#include "clock.h"
 #include "err.h"
 #include "log.h"
 #include "run.h"
@@ -31,7 +32,7 @@ bool saving_busy(const struct saving *s)
 /* How the save under way ended. Not collective. */
 static int report(struct saving *s, int rc)
 {
-    const double all_s = step_clock_s() - s->started_s, stall_s = s->stall_s + state_saver_take_wait_s(s->saver);
+    const double all_s = now_s() - s->started_s, stall_s = s->stall_s + state_saver_take_wait_s(s->saver);
     if (rc != 0) { /* all ranks agreed on this failure; one of them has the message */
         if (err_message()[0] != '\0')
             log_warn("no checkpoint at step %lld: %s", (long long)s->started, err_message());
@@ -71,13 +72,13 @@ static int start(struct saving *s, int64_t done)
     ASSERT(step->settled == done);
     snprintf(meta.version, sizeof meta.version, "%s", run_version);
     s->started = done;
-    s->started_s = step_clock_s();
+    s->started_s = now_s();
     TRY_GOTO(comm_agree(s->comm, config_to_yaml(s->cfg, &meta.config_yaml)), done);
     TRY_GOTO(state_save_start(s->saver, &meta, keep), done);
     if (!s->cfg->checkpoint.async) TRY_GOTO(ckpt_save_wait(s->ckpt), done);
 done:
     free(meta.config_yaml);
-    s->stall_s = step_clock_s() - s->started_s;
+    s->stall_s = now_s() - s->started_s;
     metrics_skip(s->metrics, s->started_s);
     return ckpt_save_busy(s->ckpt) ? 0 : report(s, rc);
 }

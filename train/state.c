@@ -1,6 +1,7 @@
 /* A training state in and out of checkpoints. */
 #include "state.h"
 
+#include "clock.h"
 #include "err.h"
 
 #include <errno.h>
@@ -151,11 +152,11 @@ static void fill_snapshot(void *context)
 static int wait_for_copy(void *context)
 {
     struct state_saver *s = context;
-    const double began_s = step_clock_s();
+    const double began_s = now_s();
     while (s->copying && sem_wait(&s->copied) != 0) {
         if (errno != EINTR) FAIL(ERR_SYSTEM, "cannot wait for the copy of the training state: %s", strerror(errno));
     }
-    if (s->copying) s->wait_s += step_clock_s() - began_s;
+    if (s->copying) s->wait_s += now_s() - began_s;
     s->copying = false;
     return 0;
 }

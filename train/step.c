@@ -1,29 +1,22 @@
 /* One optimizer step, and one validation pass. */
 #include "step.h"
 
+#include "clock.h"
 #include "err.h"
 #include "log.h"
 #include "optim.h"
 
 #include <math.h>
 #include <stdio.h>
-#include <time.h>
 
 /* An overflow makes the scale coarser by 2^12; a dozen of them span every finite gradient. */
 #define RESCALE_BITS 12
 #define RESCALE_TRIES 12
 
-double step_clock_s(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
-
 /* Adds to *sum the time since *mark, and moves the mark. */
 static void lap(double *sum, double *mark)
 {
-    const double now = step_clock_s();
+    const double now = now_s();
     *sum += now - *mark;
     *mark = now;
 }
@@ -178,7 +171,7 @@ static int accumulate(struct step *step, struct loader *loader, struct step_repo
     const int64_t n = loader_micro_batches(loader);
     *loaded = 0;
     TRY(zero_begin(&step->zero));
-    struct pass pass = {.step = step, .report = report, .mark = step_clock_s()};
+    struct pass pass = {.step = step, .report = report, .mark = now_s()};
     for (int64_t i = 0; i < n; i++) {
         *loaded = read_batch(step, loader, &batch);
         lap(&report->load_s, &pass.mark);
@@ -196,7 +189,7 @@ int step_run(struct step *step, struct loader *loader, int64_t index, struct ste
     int loaded = 0;
     *report = (struct step_report){.lr = optim_lr(step->cfg, index), .micro_batches = loader_micro_batches(loader)};
     TRY(accumulate(step, loader, report, &loaded));
-    double mark = step_clock_s();
+    double mark = now_s();
     TRY(zero_reduce(&step->zero));
     TRY(comm_agree(step->comm, loaded));
     lap(&report->reduce_s, &mark);

@@ -65,7 +65,5 @@ int step_settle(struct step *step, struct loader *loader, int64_t done, struct s
 int step_resume(struct step *step, int64_t done);
 /* Mean loss over a validation loader, at most max_micro_batches (0: all) of each rank. Collective. */
 int step_evaluate(struct step *step, struct loader *loader, int64_t max_micro_batches, double *loss);
-/* Seconds since some fixed moment, for measuring. */
-double step_clock_s(void);
 
 #endif

@@ -12,6 +12,7 @@
  * Threads: all calls are made by the thread that owns the communicator, which alone communicates. A phase's thread has
  * the save to itself between its start and `ready`. */
 #include "ckpt_internal.h"
+#include "clock.h"
 #include "log.h"
 
 #include <errno.h>
@@ -278,13 +279,6 @@ done:
 }
 
 /* ---- threads ---- */
-
-static double now_s(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 static void *write_thread(void *saver)
 {

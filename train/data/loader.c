@@ -9,6 +9,7 @@
  * while `lent`. Memory is taken once, in loader_open. */
 #include "data/loader.h"
 
+#include "clock.h"
 #include "data/dataset.h"
 #include "data/sampler.h"
 #include "data/search.h"
@@ -19,7 +20,6 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 /* A dataset's shards, and the number of sequences before each. */
 struct dataset {
@@ -306,13 +306,6 @@ int loader_seek(struct loader *loader, int64_t step)
     (void)pthread_cond_broadcast(&loader->changed);
     (void)pthread_mutex_unlock(&loader->mutex);
     return 0;
-}
-
-static double now_s(void)
-{
-    struct timespec t;
-    (void)clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
 int loader_next(struct loader *loader, struct batch *batch)

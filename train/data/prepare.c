@@ -1,6 +1,7 @@
 /* `tatara prepare` (see prepare.h): options, division of the work, agreement of the ranks, report. */
 #include "data/prepare.h"
 
+#include "clock.h"
 #include "data/args.h"
 #include "data/dataset.h"
 #include "data/prepare_work.h"
@@ -11,7 +12,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 /* Without --shard-tokens: groups of a 256th of the text, so that many ranks find work, within these bounds. */
 #define GROUP_BYTES_MIN ((uint64_t)16 << 20)
@@ -234,13 +234,6 @@ static void print_report(const struct prepare_work *work, const struct output *o
         printf("wrote %s: %" PRId64 " shards, %" PRId64 " documents, %" PRId64 " tokens%s\n", outputs[side].final,
                c->shards[side], c->documents[side], c->tokens[side], side == 1 ? ", held out" : "");
     }
-}
-
-static double now_s(void)
-{
-    struct timespec t;
-    (void)clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
 /* From the plan to the folders under their names. Collective. */

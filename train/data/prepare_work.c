@@ -7,6 +7,7 @@
  * Threads: OpenMP, inside encode_batch only; everything else is one thread's. */
 #include "data/prepare_work.h"
 
+#include "clock.h"
 #include "data/files.h"
 #include "err.h"
 #include "log.h"
@@ -16,7 +17,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 #include <xxhash.h>
 
@@ -45,13 +45,6 @@ struct progress {
     double begin_s, last_s;
     bool terminal;
 };
-
-static double now_s(void)
-{
-    struct timespec t;
-    (void)clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 /* One line that is written over on a terminal; a line now and then elsewhere. Rank 0 speaks of its own share. */
 static void show_progress(struct progress *progress, const struct prepare_work *work, uint64_t bytes_in_unit)
