@@ -111,10 +111,12 @@ class Memory(lib.Case):
         self.check(2, "parallel.zero=0", "precision.compute=fp32")
 
     def test_does_not_grow(self):
-        """Nothing is allocated after the first step."""
-        run_dir = self.train("run", "run.steps=200", "optim.decay_steps=0", "checkpoint.every=0", ranks=2)
+        """What steps allocate they free. MPI's buffers in flight come and go with time, which the peak shows as growth
+        of some hundred KiB in all, whenever that is; a leak grows with every step."""
+        run_dir = self.train("run", "run.steps=1000", "optim.decay_steps=0", "checkpoint.every=0", "batch.global=4",
+                             ranks=2)
         peaks = [line["peak_rss_bytes"] for line in lib.metrics(run_dir) if "event" not in line]
-        self.assertLess(peaks[-1] - peaks[19], lib.MIB // 4, peaks)
+        self.assertLess(peaks[-1] - peaks[99], 1024 * (len(peaks) - 100), peaks[::20])
 
 
 if __name__ == "__main__":
