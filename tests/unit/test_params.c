@@ -5,6 +5,7 @@
 
 #include <cmocka.h>
 
+#include "mix.h"
 #include "model/params.h"
 
 #include <math.h>
@@ -133,6 +134,64 @@ static void initial_values_do_not_depend_on_the_division(void **state)
     free(cfg);
 }
 
+/* Element i of the stream of a key, computed by itself. Volatile: gcc 12 leaves out roundings in vectors. */
+static float normal_at(uint64_t key, double std, int64_t i)
+{
+    const uint64_t a = mix64(key ^ mix64((uint64_t)(i / 2))), b = mix64(a ^ key);
+    const double u = ((double)(a >> 11) + 0.5) * 0x1p-53, v = (double)(b >> 11) * 0x1p-53;
+    const double radius = sqrt(-2.0 * log(u)), angle = 6.283185307179586476925 * v;
+    const volatile double trig = i % 2 == 0 ? cos(angle) : sin(angle);
+    const volatile float deviate = (float)(radius * trig);
+    return (float)(std * deviate);
+}
+
+/* What params_init must give for element i of a unit. */
+static float initial_value(const struct params *p, int unit, int64_t i)
+{
+    for (int k = p->unit[unit].first; k < p->unit[unit].first + p->unit[unit].count; k++) {
+        const struct param *param = &p->param[k];
+        if (i < param->offset || i >= param->offset + param->elems) continue;
+        if (param->init == INIT_ZERO || param->init == INIT_ONE) return param->init == INIT_ONE ? 1.0F : 0.0F;
+        return normal_at(mix64(p->seed ^ mix64((uint64_t)k + 1)),
+                         param->init == INIT_OUTPUT ? p->init_output_std : p->init_std, i - param->offset);
+    }
+    return 0;
+}
+
+/* Every parameter of every kind, in ranges that cut pairs of deviates at either end, at both, and at none. */
+static void initial_values_are_those_of_each_element(void **state)
+{
+    (void)state;
+    const int64_t sizes[] = {1, 2, 3, 64, 101, INT64_MAX};
+    for (int arch = ARCH_LLAMA; arch <= ARCH_GPT2; arch++) {
+        struct config *cfg = small_config((enum arch)arch);
+        struct params p;
+        cfg->model.layers = 1;
+        cfg->model.hidden = 5;
+        cfg->model.ffn_hidden = 7;
+        assert_int_equal(params_open(&p, cfg, 11, 1), 0);
+        for (int u = 0; u < p.n_units; u++) {
+            const int64_t n = p.unit[u].elems;
+            float *values = malloc((size_t)n * sizeof *values);
+            assert_non_null(values);
+            for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
+                for (int64_t at = 0, end = 0; at < n; at = end) {
+                    end = n - at < sizes[s] ? n : at + sizes[s];
+                    memset(values, -1, (size_t)n * sizeof *values);
+                    params_init(&p, u, at, end, values);
+                    for (int64_t i = at; i < end; i++) {
+                        const float expected = initial_value(&p, u, i);
+                        assert_memory_equal(&values[i - at], &expected, sizeof expected);
+                    }
+                }
+            }
+            free(values);
+        }
+        params_close(&p);
+        free(cfg);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -140,6 +199,7 @@ int main(void)
         cmocka_unit_test(joined_parameters_lie_together),
         cmocka_unit_test(model_id_follows_names_and_shapes_only),
         cmocka_unit_test(initial_values_do_not_depend_on_the_division),
+        cmocka_unit_test(initial_values_are_those_of_each_element),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

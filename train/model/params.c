@@ -15,6 +15,9 @@
  * tensor cores cannot be fed in pieces of 16 bytes, and products take several times as long. */
 #define CLASSIFIER_ALIGN 64
 
+/* Pairs of normal deviates that are computed together. */
+#define PAIRS 64
+
 static const double two_pi = 6.283185307179586476925;
 
 static int64_t round_up(int64_t n, int64_t to)
@@ -150,14 +153,39 @@ int64_t params_shard(const struct params *p, int unit)
     return p->unit[unit].elems / p->shards;
 }
 
-/* Element i of a stream of normal deviates: elements 2k and 2k+1 are the two of one Box-Muller transform (Box & Muller
- * 1958) of two uniforms hashed from the key and k. */
-static float normal_at(uint64_t key, int64_t i)
+/* Pairs first to first + PAIRS of a stream of normal deviates: elements 2k and 2k+1 are the two of one Box-Muller
+ * transform (Box & Muller 1958) of two uniforms hashed from the key and k. In loops of one function each, of which a CPU
+ * computes several turns at a time. */
+static void normal_pairs(uint64_t key, int64_t first, float deviate[2 * PAIRS])
 {
-    const uint64_t a = mix64(key ^ mix64((uint64_t)(i / 2))), b = mix64(a ^ key);
-    const double u = ((double)(a >> 11) + 0.5) * 0x1p-53, v = (double)(b >> 11) * 0x1p-53;
-    const double radius = sqrt(-2.0 * log(u)), angle = two_pi * v;
-    return (float)(i % 2 == 0 ? radius * cos(angle) : radius * sin(angle));
+    double radius[PAIRS], angle[PAIRS];
+    for (int i = 0; i < PAIRS; i++) {
+        const uint64_t a = mix64(key ^ mix64((uint64_t)(first + i))), b = mix64(a ^ key);
+        radius[i] = ((double)(a >> 11) + 0.5) * 0x1p-53;
+        angle[i] = two_pi * ((double)(b >> 11) * 0x1p-53);
+    }
+    for (int i = 0; i < PAIRS; i++)
+        radius[i] = sqrt(-2.0 * log(radius[i]));
+    for (int i = 0; i < PAIRS; i++) {
+        const double x = cos(angle[i]), y = sin(angle[i]);
+        deviate[2 * i] = (float)(radius[i] * x);
+        deviate[2 * i + 1] = (float)(radius[i] * y);
+    }
+}
+
+/* Elements [from, to) of the stream, times std. In a loop apart from the deviates', because gcc 12 leaves out their rounding
+ * where it takes both to vectors at once. */
+static void fill_normal(uint64_t key, double std, int64_t from, int64_t to, float *out)
+{
+#pragma omp parallel for schedule(static)
+    for (int64_t first = from / 2; first < (to + 1) / 2; first += PAIRS) {
+        float deviate[2 * PAIRS];
+        normal_pairs(key, first, deviate);
+        const int64_t begin = 2 * first > from ? 2 * first : from;
+        const int64_t last = 2 * (first + PAIRS), end = last < to ? last : to;
+        for (int64_t i = begin; i < end; i++)
+            out[i - from] = (float)(std * deviate[i - 2 * first]);
+    }
 }
 
 void params_init(const struct params *p, int unit, int64_t begin, int64_t end, float *out)
@@ -170,10 +198,12 @@ void params_init(const struct params *p, int unit, int64_t begin, int64_t end, f
         const double std = param->init == INIT_OUTPUT ? p->init_output_std : p->init_std;
         const int64_t from = begin > param->offset ? begin : param->offset;
         const int64_t last = param->offset + param->elems, to = end < last ? end : last;
-        if (param->init == INIT_ZERO) continue;
-#pragma omp parallel for schedule(static)
-        for (int64_t i = from; i < to; i++) {
-            out[i - begin] = param->init == INIT_ONE ? 1.0F : (float)(std * normal_at(key, i - param->offset));
+        if (param->init == INIT_ZERO || from >= to) continue;
+        if (param->init != INIT_ONE) {
+            fill_normal(key, std, from - param->offset, to - param->offset, out + (from - begin));
+            continue;
         }
+        for (int64_t i = from; i < to; i++)
+            out[i - begin] = 1.0F;
     }
 }
