@@ -62,6 +62,8 @@ int config_parse(struct config *cfg, const char *name, const char *text, size_t 
 int config_check(const struct config *cfg);
 /* What only training needs: something to train on. ERR_CONFIG. */
 int config_check_for_training(const struct config *cfg);
+/* Whether a fault may make the run go back to a checkpoint. */
+bool config_rewinds(const struct config *cfg);
 /* The whole effective configuration as YAML that config_parse reads back to the same bits. The caller frees *text. */
 int config_to_yaml(const struct config *cfg, char **text);
 /* Prints the effective configuration compactly on stdout, a paragraph a section, in the form of key=value words. */

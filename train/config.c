@@ -147,6 +147,11 @@ int config_check_for_training(const struct config *cfg)
     return 0;
 }
 
+bool config_rewinds(const struct config *cfg)
+{
+    return cfg->run.on_nan == ON_FAULT_REWIND || cfg->run.on_spike == ON_FAULT_REWIND;
+}
+
 /* Whether the message names the option, as a whole word. */
 static bool message_names(const char *message, const char *name)
 {

@@ -42,7 +42,8 @@ static void print_for_scripts(const struct config *cfg, int64_t checkpoint_bytes
 {
     const struct config_checkpoint *c = &cfg->checkpoint;
     const int64_t for_ever = c->keep_every > 0 ? cfg->run.steps / c->keep_every : 0;
-    const int64_t checkpoints = c->keep + for_ever + 1; /* the one being written */
+    const int64_t go_back = config_rewinds(cfg) ? 1 : 0;
+    const int64_t checkpoints = c->keep + for_ever + go_back + 1; /* the one being written */
     const int64_t stop_at = cfg->run.stop_at;
     printf("\nrun.dir=%s\nrun.last_step=%lld\n", cfg->run.dir,
            (long long)(stop_at > 0 && stop_at < cfg->run.steps ? stop_at : cfg->run.steps));
@@ -111,7 +112,7 @@ static void usage(void)
          "  checkpoint.bytes   what one checkpoint takes on the disk, all ranks together, and a little more\n"
          "  checkpoints        how many there are at once, at most: those of checkpoint.keep and "
          "checkpoint.keep_every,\n"
-         "                     and the one that is being written\n"
+         "                     one to go back to (run.on_nan, run.on_spike), and the one that is being written\n"
          "  checkpoints.bytes  what these take");
 }
 

@@ -137,10 +137,10 @@ static int find_checkpoint(struct run *run, char folder[CKPT_PATH_MAX])
 {
     const char *from = run->cfg->checkpoint.resume;
     folder[0] = '\0';
-    if (strcmp(from, "auto") == 0) return ckpt_find_newest(run->comm, run->cfg->run.dir, INT64_MAX, 1, folder);
+    if (strcmp(from, "auto") == 0) return ckpt_find_newest(run->comm, run->cfg->run.dir, 0, INT64_MAX, 1, folder);
     if (strcmp(from, "never") == 0) {
         char newest[CKPT_PATH_MAX];
-        TRY(ckpt_find_newest(run->comm, run->cfg->run.dir, INT64_MAX, 1, newest));
+        TRY(ckpt_find_newest(run->comm, run->cfg->run.dir, 0, INT64_MAX, 1, newest));
         if (newest[0] == '\0') return 0;
         return comm_agree(run->comm, err_raise(ERR_CONFIG, __FILE__, __LINE__,
                                                "checkpoint.resume is never, but %s exists; remove it, or choose "
@@ -151,15 +151,16 @@ static int find_checkpoint(struct run *run, char folder[CKPT_PATH_MAX])
     return ckpt_verify(run->comm, folder);
 }
 
-/* A run keeps the attention that it began with: what a clock would choose now could give other bits. */
-static void keep_attention(struct run *run, const struct ckpt_meta *meta)
+/* The configuration of a checkpoint, which the caller frees; NULL: of a version that this one cannot read. */
+static struct config *config_before(const struct ckpt_meta *meta)
 {
     struct config *before = calloc(1, sizeof *before);
-    if (before && meta->config_yaml && run->cfg->top.attention == ATTENTION_AUTO &&
+    if (before && meta->config_yaml &&
         config_parse(before, "the checkpoint's configuration", meta->config_yaml, strlen(meta->config_yaml)) == 0)
-        run->cfg->top.attention = before->top.attention;
-    err_clear(); /* a configuration of another version chooses nothing */
+        return before;
+    err_clear();
     free(before);
+    return NULL;
 }
 
 static int resume(struct run *run)
@@ -167,20 +168,24 @@ static int resume(struct run *run)
     int rc = 0;
     char folder[CKPT_PATH_MAX];
     struct ckpt_meta meta = {0};
+    struct config *before = NULL;
     TRY(find_checkpoint(run, folder));
     if (folder[0] == '\0') return saving_begin(&run->saving);
     TRY(step_start(&run->step, false));
     TRY_GOTO(comm_agree(run->comm, ckpt_read_meta(folder, &meta)), done);
     TRY_GOTO(state_load(&run->step, folder, &meta), done);
-    run->done = run->saving.saved = run->saving.began_at = meta.step;
-    memcpy(run->saving.began_from, folder, sizeof folder);
-    keep_attention(run, &meta);
+    run->done = meta.step;
+    before = config_before(&meta);
+    saving_resume(&run->saving, folder, &meta, before);
+    /* A run keeps the attention that it began with: what a clock would choose now could give other bits. */
+    if (before && run->cfg->top.attention == ATTENTION_AUTO) run->cfg->top.attention = before->top.attention;
     log_info("resume: step %lld from %s", (long long)run->done, folder);
     if (meta.tokenizer_id != run->tokenizer_id) {
         log_warn("%s was trained with another tokenizer than %s: its tokens mean something else", folder,
                  run->cfg->data.tokenizer);
     }
 done:
+    free(before);
     ckpt_meta_free(&meta);
     return rc;
 }
@@ -296,6 +301,8 @@ static int loop(struct run *run)
     bool last = run->done >= end, stop = false;
     struct step_report report;
     TRY(loader_seek(run->train, run->done + run->step.batches_skipped));
+    /* What it may have to go back to must be in its own folder. */
+    if (!last && saving->saved < 0 && run->done > 0 && config_rewinds(cfg)) saving_now(saving, run->done);
     run->metrics.mark_s = now_s();
     while (!last) {
         TRY(step_run(&run->step, run->train, run->done, &report));
@@ -318,6 +325,8 @@ static int loop(struct run *run)
         if (due(run->done, cfg->run.check_replicas_every)) TRY(replicas_check(&run->step, run->done));
         if (due(run->done, cfg->log.eval_every) && run->done < end) TRY(evaluate(run));
         if (!last && saving_wanted(saving, run->done)) saving_now(saving, run->done);
+        if (!last && saving_jump(saving, run->done))
+            TRY(loader_seek(run->train, run->done + run->step.batches_skipped));
     }
     if (run->done >= cfg->run.steps) TRY(evaluate(run));
     TRY(saving_last(saving, run->done));

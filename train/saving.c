@@ -22,6 +22,8 @@ void saving_close(struct saving *s)
 {
     state_saver_close(s->saver);
     s->saver = NULL;
+    free(s->jumps);
+    s->jumps = NULL;
 }
 
 bool saving_busy(const struct saving *s)
@@ -65,10 +67,15 @@ static int start(struct saving *s, int64_t done)
                              .loss_seen = step->loss_seen,
                              .loss_mean = step->loss_mean,
                              .loss_variance = step->loss_variance,
+                             .began = s->began,
                              .model_id = step->params.id,
                              .tokenizer_id = s->tokenizer_id,
                              .tokens = (double)done * (double)(s->cfg->batch.global * s->cfg->model.seq_len)};
-    const struct ckpt_keep keep = {.newest = s->cfg->checkpoint.keep, .every = s->cfg->checkpoint.keep_every};
+    const struct ckpt_keep keep = {.newest = s->cfg->checkpoint.keep,
+                                   .every = s->cfg->checkpoint.keep_every,
+                                   .back = config_rewinds(s->cfg),
+                                   .back_from = s->began,
+                                   .back_every = s->cfg->checkpoint.every};
     ASSERT(step->settled == done);
     snprintf(meta.version, sizeof meta.version, "%s", run_version);
     s->started = done;
@@ -149,22 +156,60 @@ done:
     return rc;
 }
 
+void saving_resume(struct saving *s, const char *folder, const struct ckpt_meta *meta, const struct config *before)
+{
+    const char *run_dir = s->cfg->run.dir;
+    const size_t n = strlen(run_dir);
+    const bool own = strncmp(folder, run_dir, n) == 0 && folder[n] == '/';
+    const bool kept = before && config_rewinds(before) && before->checkpoint.every == s->cfg->checkpoint.every;
+    s->saved = own ? meta->step : -1;
+    s->began = own && kept ? meta->began : meta->step;
+}
+
 int saving_begin(struct saving *s)
 {
     const char *folder = s->cfg->checkpoint.init_from;
     s->step->grad_norm = s->step->loss_mean = s->step->loss_variance = 0;
-    s->step->loss_seen = s->step->optim_steps_before = 0;
+    s->step->loss_seen = s->step->optim_steps_before = s->step->faults = s->step->batches_skipped = 0;
     TRY(step_start(s->step, true));
     return folder[0] ? init_from(s, folder) : 0;
 }
 
-static int find_rewind(struct saving *s, int64_t step, char folder[CKPT_PATH_MAX])
+/* The newest checkpoint up to this step that a rewind may load; "" when there is none. Collective. */
+static int find_rewind(struct saving *s, int64_t upto, char folder[CKPT_PATH_MAX])
 {
-    folder[0] = '\0';
-    if (s->cfg->checkpoint.every > 0)
-        TRY(ckpt_find_newest(s->comm, s->cfg->run.dir, step, s->cfg->checkpoint.every, folder));
-    if (folder[0] == '\0' && s->began_at > 0) memcpy(folder, s->began_from, CKPT_PATH_MAX);
+    TRY(ckpt_find_newest(s->comm, s->cfg->run.dir, s->began, upto, s->cfg->checkpoint.every, folder));
+    if (folder[0] != '\0' || s->began == 0) return 0;
+    return comm_agree(s->comm, err_raise(ERR_DATA, __FILE__, __LINE__,
+                                         "%s has no checkpoint to go back to any more: this run began with that of "
+                                         "step %lld; put it back, or set run.on_nan and run.on_spike",
+                                         s->cfg->run.dir, (long long)s->began));
+}
+
+/* Keeps a jump instead of those from its step on: their faults will be met again. Not collective. */
+static int jump_add(struct saving *s, struct saving_jump jump)
+{
+    int n = 0;
+    while (n < s->n_jumps && s->jumps[n].step < jump.step)
+        n++;
+    struct saving_jump *jumps = realloc(s->jumps, (size_t)(n + 1) * sizeof *jumps);
+    if (!jumps) FAIL(ERR_SYSTEM, "no memory left to go back to step %lld", (long long)jump.step);
+    jumps[n] = jump;
+    s->jumps = jumps;
+    s->n_jumps = n + 1;
     return 0;
+}
+
+bool saving_jump(struct saving *s, int64_t done)
+{
+    for (int i = 0; i < s->n_jumps; i++) {
+        if (s->jumps[i].step != done) continue;
+        ASSERT(s->step->settled == done);
+        s->step->batches_skipped = s->jumps[i].batches_skipped;
+        s->step->faults = s->jumps[i].faults;
+        return true;
+    }
+    return false;
 }
 
 int saving_rewind(struct saving *s, int64_t *done)
@@ -173,20 +218,25 @@ int saving_rewind(struct saving *s, int64_t *done)
     char folder[CKPT_PATH_MAX];
     struct step *step = s->step;
     struct ckpt_meta meta = {0};
-    const int64_t fault = step->settled, batch_after = fault + step->batches_skipped + 1;
+    const int64_t every = s->cfg->checkpoint.every, fault = step->settled;
+    const int64_t due = every > 0 ? fault / every * every : 0, from = due > s->began ? due : s->began;
+    const struct saving_jump jump = {from, fault + step->batches_skipped + 1 - from, step->faults};
     if (wait(s) != 0) err_clear();
-    TRY(find_rewind(s, fault, folder));
+    TRY(find_rewind(s, from, folder));
     if (folder[0] != '\0') {
         TRY_GOTO(comm_agree(s->comm, ckpt_read_meta(folder, &meta)), done);
         TRY_GOTO(state_load(step, folder, &meta), done);
     } else {
         TRY_GOTO(saving_begin(s), done);
     }
+    TRY_GOTO(comm_agree(s->comm, jump_add(s, jump)), done);
     *done = meta.step;
-    step->batches_skipped = batch_after - meta.step;
-    TRY_GOTO(metrics_event(s->metrics, "rewind", meta.step,
+    (void)saving_jump(s, meta.step);
+    log_info("going on from step %lld; from step %lld on without the batches up to that of step %lld",
+             (long long)meta.step, (long long)from, (long long)fault + 1);
+    TRY_GOTO(metrics_event(s->metrics, "rewind", from,
                            json_pack("{s:I, s:I}", "fault_step", (json_int_t)fault + 1, "batches_skipped",
-                                     (json_int_t)step->batches_skipped)),
+                                     (json_int_t)jump.batches_skipped)),
              done);
 done:
     ckpt_meta_free(&meta);

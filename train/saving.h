@@ -6,6 +6,11 @@
 #include "metrics.h"
 #include "state.h"
 
+/* Where a rewind leaves out batches: when the run is at this step, struct step's fields become these. */
+struct saving_jump {
+    int64_t step, batches_skipped, faults;
+};
+
 struct saving {
     const struct config *cfg;
     struct comm *comm;
@@ -14,15 +19,19 @@ struct saving {
     struct ckpt_run folder;
     uint64_t tokenizer_id;
     struct state_saver *saver;
-    struct ckpt_saver *ckpt; /* the saver's */
-    int64_t saved;           /* the step of the newest checkpoint that this process wrote or read; −1: none */
-    int64_t began_at;        /* the step that this process resumed at, and from which folder */
-    char began_from[CKPT_PATH_MAX];
+    struct ckpt_saver *ckpt;   /* the saver's */
+    int64_t saved;             /* the step of the newest checkpoint that this process wrote or read; −1: none */
+    int64_t began;             /* as in struct ckpt_meta */
+    struct saving_jump *jumps; /* of this process's rewinds, by step; owned */
+    int n_jumps;
     int64_t started; /* the step of the save that was started last, when, and for how long it held training up */
     double started_s, stall_s;
     bool asked; /* for a save that has not begun, since another is under way */
 };
 
+/* After a checkpoint of this folder has been loaded: what saving must know of it. `before`: its configuration, or NULL. */
+void saving_resume(struct saving *saving, const char *folder, const struct ckpt_meta *meta,
+                   const struct config *before);
 /* The state with which a run without checkpoints begins: initial weights, or what
  * checkpoint.init_from and init_optimizer say. Collective. */
 int saving_begin(struct saving *saving);
@@ -42,9 +51,18 @@ void saving_now(struct saving *saving, int64_t done);
 int saving_last(struct saving *saving, int64_t done);
 /* Waits for the save under way, if any, after a failure that all ranks know of, which stays this thread's error. Collective. */
 void saving_finish(struct saving *saving);
-/* Goes back from the faulty step step->settled to the newest checkpoint that the interval made (not one that a request did,
- * so that a run which was stopped in between goes back just as far), else to where the run began. *done: the steps of
- * it. The batches from there up to the faulty step's are left out: step->batches_skipped. Collective. */
+/* Goes back, since step step->settled is faulty, and leaves out the batches from step D up to the faulty one's. D is the
+ * newest multiple of checkpoint.every that is not after the fault, whether or not it was saved: what is trained does not
+ * depend on saves that were skipped or failed, nor on when the run was stopped and resumed. The newest checkpoint of such
+ * a multiple is loaded, or the run begins anew; it comes to D (from step *done) by the same batches as before, and there
+ * saving_jump leaves out the others. A checkpoint on request is of no use: batches that led to it may be left out by now.
+ *
+ * A run that resumed from another folder, with another checkpoint.every, or from an attempt that did not rewind may lack
+ * older checkpoints: it goes back no further than to there (struct ckpt_meta's `began`), and ends with ERR_DATA when that
+ * checkpoint is gone. The metrics' "rewind" event: step D, fault_step, and batches_skipped from D on. Collective. */
 int saving_rewind(struct saving *saving, int64_t *done);
+/* Whether a rewind leaves out batches here, and step->batches_skipped is another now. After a step's save: a checkpoint is
+ * of before the jump, and a run that resumes from it meets the same fault. Not collective. */
+bool saving_jump(struct saving *saving, int64_t done);
 
 #endif

@@ -282,7 +282,7 @@ int state_load(struct step *step, const char *folder, const struct ckpt_meta *me
     step->loss_mean = meta->loss_mean;
     step->loss_variance = meta->loss_variance;
     step->loss_seen = meta->loss_seen;
-    step->faults = meta->faults > step->faults ? meta->faults : step->faults; /* more after a rewind */
+    step->faults = meta->faults;
     step->batches_skipped = meta->batches_skipped;
     step->optim_steps_before = meta->optim_steps - meta->step;
     TRY(step_resume(step, meta->step));

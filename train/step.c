@@ -260,8 +260,7 @@ static int handle_fault(struct step *step, int64_t fault, struct step_report *re
     report->skipped += action == ON_FAULT_SKIP;
     if (step->comm->rank == 0) {
         log_warn("step %lld: %s; %s (%lld of at most %lld)", number, fault_text(fault),
-                 report->rewind ? "going back to the last checkpoint" : "skipped", (long long)step->faults,
-                 (long long)run->faults_max);
+                 report->rewind ? "going back" : "skipped", (long long)step->faults, (long long)run->faults_max);
     }
     step->settled += action == ON_FAULT_SKIP;
     return 0;

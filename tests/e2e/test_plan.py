@@ -74,6 +74,8 @@ class Disk(lib.Case):
         self.assertEqual((values["run.dir"], values["run.last_step"]), (str(run_dir), "20"))
         self.assertEqual(values["checkpoints"], str(5 + 20 // 4 + 1))
         self.assertEqual(int(values["checkpoints.bytes"]), 11 * int(values["checkpoint.bytes"]))
+        values = lib.plan_values(self, self.config("plan")[0], "checkpoint.keep=5", "run.on_nan=rewind")
+        self.assertEqual(values["checkpoints"], str(5 + 1 + 1))
 
     def test_large(self):
         self.check(2, "model.arch=gpt2", "model.hidden=256", "model.heads=4", "model.kv_heads=4", "model.head_dim=64",

@@ -162,6 +162,43 @@ class Faults(lib.Case):
         self.assertEqual(lib.events(run_dir, "rewind"), [event, event])
         self.assertEqual(lib.events(run_dir, "end")[-1]["step"], event["step"])
 
+    # With fewer faults, of which the first is in the middle of an interval.
+    FEWER = [*WORDS, "run.on_spike=rewind", "optim.spike_sigma=1.4", "run.steps=96"]
+
+    def test_rewind_with_few_checkpoints(self):
+        """Which checkpoints there are does not matter: when one that was asked for pushes out older ones, that to go back
+        to stays; when it is missing, the steps from an older one on are done again."""
+        straight = self.train("straight", *self.FEWER)
+        faults = lib.events(straight, "rewind")
+        newest, asked = faults[0]["step"], faults[0]["fault_step"] - 1
+        self.assertTrue(10 < newest < asked - 3 < faults[1]["step"], faults)
+        for keep in (1, 100):
+            with self.subTest(keep=keep):
+                words = [*self.FEWER, f"checkpoint.keep={keep}"]
+                run_dir = self.train(f"keep{keep}", *words, f"run.stop_at={asked}")
+                self.assertEqual([path.name for path in lib.checkpoints(run_dir)][-2:],
+                                 [f"step-{newest:08d}", f"step-{asked:08d}"])
+                if keep > 1:
+                    shutil.rmtree(run_dir / f"step-{newest:08d}")
+                self.train(run_dir.name, *words, ranks=2)
+                self.assertEqual(lib.events(run_dir, "rewind"), faults)
+                self.assertSameWeights(straight / "step-00000096", run_dir / "step-00000096")
+        self.check_beginnings(asked)
+
+    def check_beginnings(self, asked):
+        """A run that begins with another one's checkpoint, or takes up another interval, goes back to there, and does so
+        when it has been resumed since."""
+        words = [*self.FEWER, "checkpoint.keep=1"]
+        begin = self.train("begin", *words, f"run.stop_at={asked - 2}")
+        words.append("checkpoint.every=1000")
+        end = f"run.stop_at={asked + 2}"
+        branch = self.train("branch", *words, end, f"checkpoint.resume={begin / f'step-{asked - 2:08d}'}")
+        self.assertEqual(lib.events(branch, "rewind")[0]["step"], asked - 2)
+        self.train("begin", *words, f"run.stop_at={asked}")
+        self.train("begin", *words, end)
+        self.assertEqual(lib.events(begin, "rewind"), lib.events(branch, "rewind"))
+        self.assertSameWeights(begin / f"step-{asked + 2:08d}", branch / f"step-{asked + 2:08d}")
+
     def test_rewind_to_the_beginning(self):
         """A run without checkpoints goes back to the weights that it began with, checkpoint.init_from's: its next loss is
         what they have on the batch after the one that was left out."""

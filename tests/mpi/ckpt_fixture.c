@@ -124,6 +124,7 @@ struct ckpt_meta fixture_meta(int64_t step)
 {
     static char yaml[] = "run: {seed: 1}\nmodel: {arch: llama} # 踏鞴 \"quoted\" \\ back\n";
     return (struct ckpt_meta){.step = step,
+                              .began = step / 2,
                               .optim_steps = step + 7,
                               .grad_scale = 0x1p-40,
                               .grad_norm = 0.1 + 1.0 / 3.0,
@@ -181,7 +182,7 @@ int64_t fixture_newest(struct fixture *fix)
 {
     char found[CKPT_PATH_MAX];
     struct ckpt_meta meta;
-    const int rc = ckpt_find_newest(fix->comm, fix->dir, INT64_MAX, 1, found);
+    const int rc = ckpt_find_newest(fix->comm, fix->dir, 0, INT64_MAX, 1, found);
     err_clear();
     if (rc != 0 || found[0] == '\0') return -1;
     assert_int_equal(ckpt_read_meta(found, &meta), 0);

@@ -98,6 +98,7 @@ static void test_meta(void **state)
     assert_int_equal(ckpt_read_meta(folder, &got), 0);
     assert_int_equal(got.step, put.step);
     assert_int_equal(got.optim_steps, put.optim_steps);
+    assert_int_equal(got.began, put.began);
     assert_memory_equal(&got.grad_scale, &put.grad_scale, sizeof put.grad_scale);
     assert_memory_equal(&got.grad_norm, &put.grad_norm, sizeof put.grad_norm);
     assert_memory_equal(&got.tokens, &put.tokens, sizeof put.tokens);

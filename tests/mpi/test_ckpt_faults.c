@@ -95,15 +95,15 @@ static void test_none_usable(void **state)
     struct comm *comm = *state;
     char path[CKPT_PATH_MAX], found[CKPT_PATH_MAX];
     fixture_open(&fix, comm);
-    assert_int_equal(ckpt_find_newest(comm, fix.dir, INT64_MAX, 1, found), 0);
+    assert_int_equal(ckpt_find_newest(comm, fix.dir, 0, INT64_MAX, 1, found), 0);
     assert_string_equal(found, "");
-    assert_int_equal(ckpt_find_newest(comm, "/nonexistent/run", INT64_MAX, 1, found), 0);
+    assert_int_equal(ckpt_find_newest(comm, "/nonexistent/run", 0, INT64_MAX, 1, found), 0);
     assert_string_equal(found, "");
     assert_int_equal(fixture_save(&fix, 0, 1), 0);
     fixture_path(&fix, 1, CKPT_MANIFEST, path);
     if (comm->rank == 0) assert_int_equal(unlink(path), 0);
     assert_int_equal(comm_barrier(comm), 0);
-    assert_int_equal(ckpt_find_newest(comm, fix.dir, INT64_MAX, 1, found), ERR_DATA);
+    assert_int_equal(ckpt_find_newest(comm, fix.dir, 0, INT64_MAX, 1, found), ERR_DATA);
     assert_string_equal(found, "");
     fixture_close(&fix);
 }

@@ -1,9 +1,11 @@
-/* Saves of a run that take as long as the test wants. A process does one run, which its argument names:
+/* Saves of a run that take as long as the test wants, or fail. What a process does its argument names:
  *
  *   waited   a save that was asked for during another one, on a GPU as the loop sees it
  *   nan      a run that ends on NaN during a save
+ *   rewind   runs that go back to steps whose saves were skipped or failed
  *
- * The calls by which a run looks for requests, brings a file to disk and waits for a thread pass through here (--wrap). */
+ * The calls by which a run looks for requests, makes a folder, brings a file to disk and waits for a thread pass through
+ * here (--wrap). */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -17,20 +19,25 @@
 #include "unit/shard_fixture.h"
 
 #include <aio.h>
+#include <errno.h>
 #include <pthread.h>
 #include <semaphore.h>
 #include <stdatomic.h>
 #include <sys/stat.h>
 
-enum { WORDS = 4, PATH_BYTES = 2 * FIXTURE_PATH_BYTES };
+enum { WORDS = 12, PATH_BYTES = 2 * FIXTURE_PATH_BYTES };
 
 static struct comm the_comm;
 static char the_folder[FIXTURE_PATH_BYTES], the_run[PATH_BYTES];
 
+int __real_comm_watch(struct comm *comm, const char *folder, double timeout_s);
 int __real_aio_fsync(int operation, struct aiocb *request);
+int __real_mkdir(const char *path, mode_t mode);
 int __real_pthread_join(pthread_t thread, void **result);
 int __real_unlink(const char *path);
+int __wrap_comm_watch(struct comm *comm, const char *folder, double timeout_s);
 int __wrap_aio_fsync(int operation, struct aiocb *request);
+int __wrap_mkdir(const char *path, mode_t mode);
 int __wrap_pthread_join(pthread_t thread, void **result);
 int __wrap_unlink(const char *path);
 
@@ -38,7 +45,8 @@ int __wrap_unlink(const char *path);
 
 static atomic_int files; /* of this rank, brought to disk */
 static sem_t go;
-static bool asks; /* the first save asks for another one, which asks the run to stop */
+static bool holds = true; /* whether it is */
+static bool asks;         /* the first save asks for another one, which asks the run to stop */
 
 static bool ends_with(const char *text, const char *end)
 {
@@ -64,7 +72,7 @@ int __wrap_aio_fsync(int operation, struct aiocb *request)
     const int before = index ? -1 : atomic_fetch_add(&files, 1);
     if (asks && before == 0) request_make("SAVE");
     if (asks && before == 1) request_make("STOP");
-    while (before == 0 && sem_wait(&go) != 0) {
+    while (holds && before == 0 && sem_wait(&go) != 0) {
         /* interrupted */
     }
     return __real_aio_fsync(operation, request);
@@ -85,6 +93,22 @@ int __wrap_pthread_join(pthread_t thread, void **result)
     return __real_pthread_join(thread, result);
 }
 
+/* ---- saves of some steps fail ---- */
+
+static int64_t fails_from, fails_to; /* of these steps, the last one aside */
+static int failed_saves;
+
+int __wrap_mkdir(const char *path, mode_t mode)
+{
+    static const char temp[] = "/.tmp-save-";
+    const char *name = strstr(path, temp);
+    const int64_t step = name ? strtoll(name + strlen(temp), NULL, 10) : -1;
+    if (step < fails_from || step >= fails_to) return __real_mkdir(path, mode);
+    failed_saves++;
+    errno = ENOSPC;
+    return -1;
+}
+
 /* A GPU as the loop sees it: steps are issued, and their outcome has to be asked for. Here they are done at once. */
 static void *issued_queue(struct device *dev)
 {
@@ -101,7 +125,16 @@ const struct device_table *cuda_backend(void)
 
 /* ---- runs ---- */
 
-/* `tatara train` with these words more, with a request to save before its first step. */
+/* One run of a process has a folder in which its ranks would meet if they hung: the first. */
+int __wrap_comm_watch(struct comm *comm, const char *folder, double timeout_s)
+{
+    static bool watched;
+    const bool again = watched && folder;
+    watched |= folder != NULL;
+    return __real_comm_watch(comm, again ? NULL : folder, timeout_s);
+}
+
+/* `tatara train` with these words more, the last of them NULL, with a request to save before its first step. */
 static int train(const char *const words[WORDS])
 {
     char config[PATH_BYTES], text[WORDS + 2][PATH_BYTES + 32];
@@ -125,11 +158,12 @@ static int train(const char *const words[WORDS])
     }
     (void)snprintf(text[0], sizeof text[0], "run.dir=%s", the_run);
     (void)snprintf(text[1], sizeof text[1], "data.train=[{path: %s/a.h5}]", the_folder);
-    for (int i = 0; i < WORDS; i++)
-        (void)snprintf(text[2 + i], sizeof text[2 + i], "%s", words[i]);
-    for (int i = 0; i < WORDS + 2; i++)
+    int n = 2;
+    for (int i = 0; i < WORDS && words[i]; i++)
+        (void)snprintf(text[n++], sizeof text[0], "%s", words[i]);
+    for (int i = 0; i < n; i++)
         argv[1 + i] = text[i];
-    return run_command(&the_comm, WORDS + 3, argv);
+    return run_command(&the_comm, 1 + n, argv);
 }
 
 /* The steps of the run's checkpoints, in order; −1: of an unfinished one. Returns how many. */
@@ -194,10 +228,82 @@ static void the_end_on_nan_completes_the_save(void **state)
     assert_true(saved_norm(1) > 0);
 }
 
+/* The lines of the run's metrics.jsonl that say how it went back, in `text`. */
+static void read_rewinds(char *text, size_t bytes)
+{
+    char path[PATH_BYTES + 16], line[512];
+    (void)snprintf(path, sizeof path, "%s/metrics.jsonl", the_run);
+    FILE *file = fopen(path, "r");
+    assert_non_null(file);
+    text[0] = '\0';
+    while (fgets(line, sizeof line, file)) {
+        const size_t n = strlen(text);
+        if (strstr(line, "\"rewind\"")) (void)snprintf(text + n, bytes - n, "%s", line);
+    }
+    assert_int_equal(fclose(file), 0);
+}
+
+enum { REWIND_STEPS = 120 };
+
+/* A run that goes back for losses that are larger than others by chance. */
+static void run_rewinds(const char *name, bool held, int64_t from, int64_t to)
+{
+    const char *const words[WORDS] = {
+        "device=cuda",         "comm=mpi",           "run.steps=120",
+        "optim.lr=1e-5",       "optim.min_lr=1e-5",  "optim.spike_sigma=1.5",
+        "run.on_spike=rewind", "run.faults_max=100", "checkpoint.every=10",
+        "batch.micro=1",       "batch.global=2",     held ? "checkpoint.async=true" : "checkpoint.async=false"};
+    (void)snprintf(the_run, sizeof the_run, "%s/%s", the_folder, name);
+    holds = held;
+    atomic_store(&files, 0);
+    while (sem_trywait(&go) == 0) {
+        /* what the run before left */
+    }
+    fails_from = from;
+    fails_to = to;
+    failed_saves = 0;
+    assert_int_equal(train(words), 0);
+    assert_int_equal(comm_barrier(&the_comm), 0);
+}
+
+/* Where batches begin to be left out, and which, does not depend on the checkpoints that are there. */
+static void a_rewind_does_not_depend_on_saves(void **state)
+{
+    (void)state;
+    enum { RUNS = 3 };
+    /* All are made; that of step 1 is being written until the run first goes back; most fail. */
+    static const struct {
+        const char *name;
+        bool held;
+        int64_t fails_from, fails_to;
+    } run[RUNS] = {{"made", false, 0, 0}, {"held", true, 0, 0}, {"most", false, 20, 110}};
+    char rewinds[RUNS][4096], last[RUNS][PATH_BYTES + 32];
+    for (int i = 0; i < RUNS; i++) {
+        struct ckpt_meta meta[2];
+        run_rewinds(run[i].name, run[i].held, run[i].fails_from, run[i].fails_to);
+        if (the_comm.rank != 0) continue;
+        assert_true((failed_saves > 0) == (run[i].fails_to > 0));
+        (void)snprintf(last[i], sizeof last[i], "%s/step-%08d", the_run, REWIND_STEPS);
+        read_rewinds(rewinds[i], sizeof rewinds[i]);
+        assert_string_equal(rewinds[i], rewinds[0]);
+        char *diff[] = {"diff", last[0], last[i]};
+        assert_int_equal(ckpt_command(&the_comm, 3, diff), 0);
+        assert_int_equal(ckpt_read_meta(last[0], &meta[0]), 0);
+        assert_int_equal(ckpt_read_meta(last[i], &meta[1]), 0);
+        assert_true(meta[0].faults > 1);
+        assert_int_equal(meta[1].faults, meta[0].faults);
+        assert_int_equal(meta[1].batches_skipped, meta[0].batches_skipped);
+        assert_true(meta[1].loss_seen == meta[0].loss_seen && meta[1].loss_variance == meta[0].loss_variance);
+        ckpt_meta_free(&meta[0]);
+        ckpt_meta_free(&meta[1]);
+    }
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest waited[] = {cmocka_unit_test(a_save_that_waited_knows_its_step)};
     const struct CMUnitTest nan[] = {cmocka_unit_test(the_end_on_nan_completes_the_save)};
+    const struct CMUnitTest rewinds[] = {cmocka_unit_test(a_rewind_does_not_depend_on_saves)};
     if (comm_open(&the_comm, &argc, &argv) != 0) return 1;
     int rc = sem_init(&go, 0, 0);
     if (the_comm.rank == 0) {
@@ -209,8 +315,10 @@ int main(int argc, char **argv)
     if (comm_agree(&the_comm, rc) != 0) return 1;
     if (comm_bcast(&the_comm, the_folder, sizeof the_folder, 0) != 0) return 1;
     (void)snprintf(the_run, sizeof the_run, "%s/run", the_folder);
-    const int failed = argc > 1 && strcmp(argv[1], "waited") == 0 ? cmocka_run_group_tests(waited, NULL, NULL)
-                                                                  : cmocka_run_group_tests(nan, NULL, NULL);
+    const char *what = argc > 1 ? argv[1] : "";
+    const int failed = strcmp(what, "waited") == 0   ? cmocka_run_group_tests(waited, NULL, NULL)
+                       : strcmp(what, "rewind") == 0 ? cmocka_run_group_tests(rewinds, NULL, NULL)
+                                                     : cmocka_run_group_tests(nan, NULL, NULL);
     if (comm_barrier(&the_comm) == 0 && the_comm.rank == 0) fixture_remove(the_folder);
     comm_close(&the_comm);
     return failed;

@@ -370,8 +370,7 @@ static void not_a_number_may_be_skipped(void **state)
 static struct saving saving_of(struct fixture *f, const char *name)
 {
     static struct metrics metrics;
-    struct saving saving = {
-        .cfg = f->cfg, .comm = &f->comm, .step = &f->step, .metrics = &metrics, .saved = -1, .began_at = 0};
+    struct saving saving = {.cfg = f->cfg, .comm = &f->comm, .step = &f->step, .metrics = &metrics, .saved = -1};
     (void)snprintf(f->cfg->run.dir, CONFIG_TEXT_MAX, "%s/%s", the_folder, name);
     return saving;
 }

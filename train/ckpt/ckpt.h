@@ -40,6 +40,8 @@ int64_t ckpt_frame_bytes(int ranks);
 struct ckpt_keep {
     int64_t newest;
     int64_t every; /* and all of steps that are multiples of this; 0: none */
+    bool back; /* and the newest of step back_from and those after it that are multiples of back_every (0: none) */
+    int64_t back_from, back_every;
 };
 
 /* What is stored beside the tensors. */
@@ -54,6 +56,7 @@ struct ckpt_meta {
     /* What faulty steps left behind: how many there were, batches left out since, and the recent losses' statistics. */
     int64_t faults, batches_skipped, loss_seen;
     double loss_mean, loss_variance;
+    int64_t began;     /* the step before which no rewind goes: not 0 where older checkpoints may be another run's */
     char *config_yaml; /* the effective configuration; on load owned by the caller, who frees it */
     char version[64];  /* of the program that wrote it */
 };
@@ -88,10 +91,10 @@ int ckpt_save_wait(struct ckpt_saver *saver);
 /* Waits for this rank's thread alone; what is unfinished then, the next attempt removes. Not collective. */
 void ckpt_saver_close(struct ckpt_saver *saver);
 
-/* Finds the newest step folder in run_dir, of those with steps up to `upto` that are multiples of `multiple`, whose
- * manifest verifies (every file's size and checksum, the work shared among ranks), warning about each newer one that
- * does not and why. found is "" when there is none at all; ERR_DATA when there are some and none verifies. Collective. */
-int ckpt_find_newest(struct comm *comm, const char *run_dir, int64_t upto, int64_t multiple,
+/* Finds the newest step folder in run_dir, of step `from` and those after it up to `upto` that are multiples of `every` (0:
+ * none), whose manifest verifies (every file's size and checksum, the work shared among ranks), warning about each newer
+ * one that does not and why. found is "" when there is none at all; ERR_DATA when there are some and none verifies. Collective. */
+int ckpt_find_newest(struct comm *comm, const char *run_dir, int64_t from, int64_t upto, int64_t every,
                      char found[CKPT_PATH_MAX]);
 /* Verifies one checkpoint folder: ERR_DATA naming the file, what is wrong and what to do. Collective. */
 int ckpt_verify(struct comm *comm, const char *folder);

@@ -61,6 +61,8 @@ int ckpt_temp_path(char path[CKPT_PATH_MAX], const struct ckpt_run *run, const c
 int ckpt_list_steps(const char *run_dir, int64_t **steps, int *n);
 /* Fails (ERR_SYSTEM) when another attempt has become the owner of the run's folder. */
 int ckpt_check_owner(const struct ckpt_run *run);
+/* Whether it is `from`, or after it and a multiple of `every` (0: none). */
+bool ckpt_step_counts(int64_t step, int64_t from, int64_t every);
 /* Removes the complete checkpoints of steps up to `step` that `keep` does not keep; failures are warnings. */
 void ckpt_retain(const struct ckpt_run *run, int64_t step, struct ckpt_keep keep);
 

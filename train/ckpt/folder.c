@@ -134,18 +134,27 @@ static int discard_step(const struct ckpt_run *run, int64_t step)
     return 0;
 }
 
+bool ckpt_step_counts(int64_t step, int64_t from, int64_t every)
+{
+    return step == from || (every > 0 && step > from && step % every == 0);
+}
+
 void ckpt_retain(const struct ckpt_run *run, int64_t step, struct ckpt_keep keep)
 {
     int64_t *steps = NULL;
     int n = 0, rc = 0;
     int64_t complete = 0;
+    bool back = keep.back; /* its checkpoint is still to come */
     rc = ckpt_list_steps(run->dir, &steps, &n);
     for (int i = n - 1; rc == 0 && i >= 0; i--) {
         char folder[CKPT_PATH_MAX];
         if (steps[i] > step) continue;
         rc = ckpt_step_path(folder, run->dir, steps[i]);
-        if (rc != 0 || !is_complete(folder) || ++complete <= keep.newest) continue;
-        if (keep.every == 0 || steps[i] % keep.every != 0) rc = discard_step(run, steps[i]);
+        if (rc != 0 || !is_complete(folder)) continue;
+        const bool for_ever = keep.every > 0 && steps[i] % keep.every == 0;
+        const bool to_go_back = back && ckpt_step_counts(steps[i], keep.back_from, keep.back_every);
+        back &= !to_go_back;
+        if (++complete > keep.newest && !for_ever && !to_go_back) rc = discard_step(run, steps[i]);
     }
     if (rc != 0) {
         log_warn("old checkpoints stay: %s", err_message());

@@ -47,15 +47,15 @@ static int try_steps(struct comm *comm, const char *run_dir, const int64_t *step
 }
 
 /* Leaves the steps that were asked for; returns how many. */
-static int keep_steps(int64_t *steps, int n, int64_t upto, int64_t multiple)
+static int keep_steps(int64_t *steps, int n, int64_t from, int64_t upto, int64_t every)
 {
     int kept = 0;
     for (int i = 0; i < n; i++)
-        if (steps[i] <= upto && steps[i] % multiple == 0) steps[kept++] = steps[i];
+        if (steps[i] <= upto && ckpt_step_counts(steps[i], from, every)) steps[kept++] = steps[i];
     return kept;
 }
 
-int ckpt_find_newest(struct comm *comm, const char *run_dir, int64_t upto, int64_t multiple,
+int ckpt_find_newest(struct comm *comm, const char *run_dir, int64_t from, int64_t upto, int64_t every,
                      char found[CKPT_PATH_MAX])
 {
     int64_t *steps = NULL;
@@ -63,7 +63,7 @@ int ckpt_find_newest(struct comm *comm, const char *run_dir, int64_t upto, int64
     found[0] = '\0';
     if (comm->rank == 0) rc = ckpt_list_steps(run_dir, &steps, &n);
     TRY_GOTO(comm_agree(comm, rc), done);
-    n = keep_steps(steps, n, upto, multiple);
+    n = keep_steps(steps, n, from, upto, every);
     TRY_GOTO(comm_bcast(comm, &n, sizeof n, 0), done);
     TRY_GOTO(try_steps(comm, run_dir, steps, n, found), done);
     if (n > 0 && found[0] == '\0') {
