@@ -1,12 +1,16 @@
 /* The CPU device: host memory, and the table of ops made from ops.def. Ops run to their end before they return, so
  * upload, download and sync have nothing to wait for. */
+#define _DEFAULT_SOURCE /* for madvise */
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "cpu.h"
 #include "err.h"
 #include "proc.h"
+
+#define LARGE_PAGE ((size_t)2 << 20) /* of x86-64, and of AArch64 with pages of 4 KiB */
 
 static int device_open_cpu(struct device *dev, int index)
 {
@@ -63,17 +67,28 @@ static void *device_queue_cpu(struct device *dev)
     return NULL;
 }
 
+/* The first touch of memory, which has the kernel find and clear a page. In large pages, by all threads, and by each in
+ * turn, so that the memory of a rank with several NUMA nodes is spread over them. */
+static void fill_zero(const struct device *dev, char *data, size_t bytes)
+{
+    const size_t pieces = (bytes + LARGE_PAGE - 1) / LARGE_PAGE;
+#pragma omp parallel for num_threads(dev->threads) schedule(static, 1)
+    for (size_t i = 0; i < pieces; i++)
+        memset(data + i * LARGE_PAGE, 0, i + 1 < pieces ? LARGE_PAGE : bytes - i * LARGE_PAGE);
+}
+
 static int device_alloc(struct device *dev, size_t bytes, void **data)
 {
-    (void)dev;
     *data = NULL;
     const size_t padded = (bytes + CPU_ALIGN - 1) / CPU_ALIGN * CPU_ALIGN + (bytes == 0 ? CPU_ALIGN : 0);
-    if (padded < bytes || posix_memalign(data, CPU_ALIGN, padded) != 0) {
+    const size_t align = padded < LARGE_PAGE ? CPU_ALIGN : LARGE_PAGE;
+    if (padded < bytes || posix_memalign(data, align, padded) != 0) {
         *data = NULL;
         FAIL(ERR_SYSTEM, "cannot get %zu bytes of memory. Use a smaller micro-batch, or more ranks on more nodes.",
              bytes);
     }
-    memset(*data, 0, padded);
+    if (align == LARGE_PAGE) (void)madvise(*data, padded, MADV_HUGEPAGE); /* a kernel without them has small ones */
+    fill_zero(dev, *data, padded);
     return 0;
 }
 

@@ -66,6 +66,25 @@ static void test_shapes(void **state)
     assert_string_equal(arena_kind_name(ARENA_ACTS), "activations");
 }
 
+/* What is zeroed by several threads in pieces, of sizes around one of 2 MiB. From the third round on it is memory
+ * that was written before. */
+static void test_large_memory_is_zero(void **state)
+{
+    struct device *dev = *state;
+    const size_t piece = (size_t)2 << 20, n = 5,
+                 sizes[] = {piece - 256, piece, piece + 128, 5 * piece - 128, 5 * piece};
+    for (size_t i = 0; i < 4 * n; i++) {
+        void *data = NULL;
+        const size_t bytes = sizes[i % n];
+        assert_int_equal(dev->table->alloc(dev, bytes, &data), 0);
+        assert_int_equal((uintptr_t)data % (bytes < piece ? ALIGN : piece), 0);
+        for (size_t b = 0; b < bytes; b++)
+            if (((const unsigned char *)data)[b] != 0) fail_msg("byte %zu of %zu is not zero", b, bytes);
+        memset(data, 0xff, bytes);
+        dev->table->free(dev, data, bytes);
+    }
+}
+
 static void test_too_large(void **state)
 {
     struct arena arena;
@@ -78,10 +97,11 @@ static void test_too_large(void **state)
 int main(void)
 {
     struct device dev;
-    if (device_open(&dev, DEVICE_CPU, 0, 1) != 0) return 1;
+    if (device_open(&dev, DEVICE_CPU, 0, 3) != 0) return 1;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_prestate(test_measuring_equals_taking, &dev),
         cmocka_unit_test_prestate(test_shapes, &dev),
+        cmocka_unit_test_prestate(test_large_memory_is_zero, &dev),
         cmocka_unit_test_prestate(test_too_large, &dev),
     };
     const int failed = cmocka_run_group_tests(tests, NULL, NULL);
