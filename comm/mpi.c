@@ -186,7 +186,7 @@ void comm_wait_enter(struct comm *comm, const char *what)
 
 void comm_wait_leave(struct comm *comm)
 {
-    if (comm->state) watch_leave(comm->state->watch);
+    if (comm->state) watch_leave_alone(comm->state->watch);
 }
 
 void comm_close(struct comm *comm)

@@ -21,6 +21,10 @@
 #define PATH_MAX_BYTES (FOLDER_MAX + 32)
 #define LINE_MAX_BYTES 256
 #define RESUME "Look at those ranks' nodes; the same command resumes from the last checkpoint"
+#define RESUME_ALONE \
+    "Look at the file system and at those ranks' nodes; the same command resumes from the last checkpoint"
+/* A rank that computes for less of the time than this stands still: one that reads 1 MB a second computes for more. */
+#define WORK_SHARE 1e-4
 
 /* How a line begins that a rank writes about itself: which collective it is in, or which it left last. */
 static const char in_text[] = "in collective ", after_text[] = "after collective ", attempt_text[] = ", attempt ";
@@ -38,6 +42,9 @@ struct watch {
     atomic_size_t bytes;
     atomic_bool alone; /* not in a collective */
     _Atomic double since_s;
+    const char *outer;    /* the main thread's: what it waits for between collectives; NULL: it is at work there */
+    clockid_t clock;      /* of the time that the main thread computes */
+    double worked_s;      /* the watching thread's: that clock, when the wait began or was last seen to go on */
     const char *stuck_in; /* what it waited for when the time-out came */
     atomic_int report;    /* enum report */
 };
@@ -67,20 +74,44 @@ void watch_enter(struct watch *w, const char *what, size_t bytes)
     if (w) enter(w, what, bytes, false);
 }
 
-void watch_enter_alone(struct watch *w, const char *what)
-{
-    if (w) enter(w, what, 0, true);
-}
-
 void watch_leave(struct watch *w)
 {
-    if (w) atomic_store_explicit(&w->what, NULL, memory_order_release);
+    if (!w) return;
+    if (w->outer)
+        enter(w, w->outer, 0, true);
+    else
+        atomic_store_explicit(&w->what, NULL, memory_order_release);
+}
+
+void watch_enter_alone(struct watch *w, const char *what)
+{
+    if (!w) return;
+    w->outer = what;
+    enter(w, what, 0, true);
+}
+
+void watch_leave_alone(struct watch *w)
+{
+    if (!w) return;
+    w->outer = NULL;
+    watch_leave(w);
 }
 
 /* Seconds since the last wait began. */
 static double waited_s(struct watch *w)
 {
     return now_s() - atomic_load_explicit(&w->since_s, memory_order_relaxed);
+}
+
+/* A wait that is no collective begins again when the main thread has computed meanwhile, as it does with what it reads. */
+static void see_work(struct watch *w)
+{
+    struct timespec t = {0};
+    if (!atomic_load(&w->alone) || clock_gettime(w->clock, &t) != 0) return;
+    const double worked_s = (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+    if (worked_s - w->worked_s <= WORK_SHARE * atomic_load(&w->timeout_s)) return;
+    w->worked_s = worked_s;
+    atomic_store_explicit(&w->since_s, now_s(), memory_order_relaxed);
 }
 
 static void pause_s(double s)
@@ -194,7 +225,7 @@ static void accuse(struct watch *w, const struct testimony *all)
     }
     if (first->alone) {
         log_error("hung: %s, longer than run.hang_timeout_s=%.0f, as have %d of %d ranks. Where each stood is in "
-                  "%s/hang-*. " RESUME,
+                  "%s/hang-*. " RESUME_ALONE,
                   first->text, w->timeout_s, waiting, w->ranks, w->folder);
         return;
     }
@@ -210,6 +241,12 @@ static void speak_alone(struct watch *w)
     char text[LINE_MAX_BYTES];
     const bool has_folder = atomic_load(&w->has_folder);
     describe(w, text);
+    if (atomic_load(&w->alone)) {
+        log_error("hung: %s, longer than run.hang_timeout_s=%.0f; %s %s. " RESUME_ALONE, text, w->timeout_s,
+                  has_folder ? w->folder : "the run's folder",
+                  has_folder ? "cannot be written to or does not answer" : "is not known yet");
+        return;
+    }
     log_error(
         "hung: %s, collective number %llu, longer than run.hang_timeout_s=%.0f; %s %s, so look for the ranks that "
         "do not say this: they did not arrive. " RESUME,
@@ -273,6 +310,7 @@ static void *look(void *watch)
     while (!atomic_load(&w->ending)) {
         pause_s(LOOK_S);
         const char *what = atomic_load_explicit(&w->what, memory_order_acquire);
+        if (what) see_work(w);
         if (what && waited_s(w) > w->timeout_s) end_job(w, what);
     }
     return NULL;
@@ -288,7 +326,8 @@ int watch_open(struct watch **watch, const struct comm *comm, uint64_t attempt, 
     w->ranks = comm->ranks;
     w->attempt = attempt;
     watch_set_timeout(w, timeout);
-    const int error = pthread_create(&w->thread, NULL, look, w);
+    int error = pthread_getcpuclockid(pthread_self(), &w->clock);
+    if (error == 0) error = pthread_create(&w->thread, NULL, look, w);
     if (error != 0) {
         free(w);
         *watch = NULL;

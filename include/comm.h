@@ -39,8 +39,9 @@ _Noreturn void comm_abort(struct comm *comm, int status);
  * arrive; each rank leaves a line about where it stood in folder, which is made when it is needed and not there. It may
  * be called again with another time-out, and with a folder once: NULL while none is known. Not collective. */
 int comm_watch(struct comm *comm, const char *folder, double timeout_s);
-/* Around a wait of this rank that is no collective, such as one for a read: it ends the job in the same way. `what`
- * stays valid for ever. No collective may be called in between. Not collective. */
+/* Around a wait of this rank that is no collective, such as one for a read: it ends the job in the same way when this
+ * thread stands still for so long; when it computes meanwhile, the time begins again. Collectives may lie within, but no
+ * other such wait. `what` stays valid for ever. Not collective. */
 void comm_wait_enter(struct comm *comm, const char *what);
 void comm_wait_leave(struct comm *comm);
 

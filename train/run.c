@@ -132,6 +132,11 @@ static int open_memory(struct run *run)
     return step_layout(&run->step, run->cfg, run->vocab_size, &run->dev, run->comm, &run->arena);
 }
 
+static int open_folder(struct run *run)
+{
+    return ckpt_open_run_dir(run->comm, run->cfg->run.dir, &run->saving.folder);
+}
+
 /* Finds the checkpoint to go on from; folder "" when the run starts at step 0. Collective. */
 static int find_checkpoint(struct run *run, char folder[CKPT_PATH_MAX])
 {
@@ -226,9 +231,11 @@ static int measure_peak(struct run *run, double *flops)
     return comm_sum_f64(run->comm, flops, 1);
 }
 
-static int save_config(const struct run *run)
+/* By rank 0. */
+static int save_config(struct run *run)
 {
     int rc = 0;
+    if (run->comm->rank != 0) return 0;
     char path[CONFIG_TEXT_MAX + 32], *text = NULL;
     FILE *file = NULL;
     snprintf(path, sizeof path, "%s/config.yaml", run->cfg->run.dir);
@@ -259,6 +266,15 @@ static int open_metrics(struct run *run)
                                    (json_int_t)run->step.params.elems, "arena_bytes", (json_int_t)run->arena.size,
                                    "planned_bytes", (json_int_t)(run->arena.size + comm_bytes), "base_rss_bytes",
                                    (json_int_t)run->base_bytes, "matmul_flops", peak_flops));
+}
+
+/* A phase that may read or write files: it ends the run when it stands still for run.hang_timeout_s. */
+static int watched(struct run *run, const char *what, int (*phase)(struct run *))
+{
+    comm_wait_enter(run->comm, what);
+    const int rc = phase(run);
+    comm_wait_leave(run->comm);
+    return rc;
 }
 
 static int evaluate(struct run *run)
@@ -351,18 +367,17 @@ static int run_train(struct comm *comm, struct config *cfg)
     TRY_GOTO(signal_open(), done);
     TRY_GOTO(comm_agree(comm, open_device(&run.dev, cfg, comm)), done);
     TRY_GOTO(comm_agree(comm, open_transport(&run)), done);
-    TRY_GOTO(comm_agree(comm, open_data(&run)), done);
+    TRY_GOTO(comm_agree(comm, watched(&run, "the tokenizer and the shards of data", open_data)), done);
     TRY_GOTO(comm_agree(comm, open_memory(&run)), done);
     log_info("model: %.1f M parameters; memory: %.0f MiB a rank", (double)run.step.params.elems / 1e6,
              (double)run.arena.size / (1 << 20));
-    TRY_GOTO(ckpt_open_run_dir(comm, cfg->run.dir, &run.saving.folder), done);
-    TRY_GOTO(resume(&run), done);
+    TRY_GOTO(watched(&run, "the run's folder", open_folder), done);
+    TRY_GOTO(watched(&run, "the checkpoint to go on from", resume), done);
     TRY_GOTO(choose_attention(&run), done);
-    if (comm->rank == 0) rc = save_config(&run);
-    TRY_GOTO(comm_agree(comm, rc), done);
+    TRY_GOTO(comm_agree(comm, watched(&run, "config.yaml", save_config)), done);
     run.saving.tokenizer_id = run.tokenizer_id;
     TRY_GOTO(comm_agree(comm, saving_open(&run.saving)), done);
-    TRY_GOTO(open_metrics(&run), done);
+    TRY_GOTO(watched(&run, "metrics.jsonl", open_metrics), done);
     TRY_GOTO(loop(&run), done);
 done:
     if (rc == ERR_NUMERIC && (err_shared() || comm->ranks == 1)) saving_finish(&run.saving);

@@ -11,6 +11,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -253,6 +255,42 @@ static void test_accounting(void **state)
     assert_true(comm->ranks == 1 ? comm_buffer_bytes(comm) == 0 : comm_buffer_bytes(comm) >= (size_t)SEGMENT_F32 * 4);
 }
 
+static void sleep_s(double s)
+{
+    const struct timespec t = {.tv_sec = (time_t)s, .tv_nsec = (long)(1e9 * (s - (double)(time_t)s))};
+    nanosleep(&t, NULL);
+}
+
+/* A wait may take longer than the time-out when the rank computes in it now and then, and so may what is no wait: nothing
+ * is said of them. (tests/e2e/test_hang.py has those that end the job.) */
+static void test_slow_work(void **state)
+{
+    struct comm *comm = comm_of(state);
+    if (comm->ranks > 1) skip();
+    FILE *said = tmpfile();
+    assert_non_null(said);
+    (void)fflush(stderr);
+    const int kept = dup(STDERR_FILENO);
+    assert_int_equal(dup2(fileno(said), STDERR_FILENO), STDERR_FILENO);
+    assert_int_equal(comm_watch(comm, NULL, 1), 0);
+    comm_wait_enter(comm, "something slow");
+    for (int i = 0; i < 10; i++) {
+        const clock_t begin = clock();
+        sleep_s(0.15);
+        while (clock() - begin < CLOCKS_PER_SEC / 1000) {
+        }
+    }
+    comm_wait_leave(comm);
+    sleep_s(1.5);
+    assert_int_equal(comm_watch(comm, NULL, 600), 0);
+    (void)fflush(stderr);
+    assert_int_equal(dup2(kept, STDERR_FILENO), STDERR_FILENO);
+    (void)close(kept);
+    assert_int_equal(fseek(said, 0, SEEK_END), 0);
+    assert_int_equal(ftell(said), 0);
+    (void)fclose(said);
+}
+
 int main(int argc, char **argv)
 {
     struct comm comm;
@@ -271,7 +309,7 @@ int main(int argc, char **argv)
         cmocka_unit_test_prestate(test_sum_many, &comm),   cmocka_unit_test_prestate(test_small_reductions, &comm),
         cmocka_unit_test_prestate(test_bcast, &comm),      cmocka_unit_test_prestate(test_gather, &comm),
         cmocka_unit_test_prestate(test_all_gather, &comm), cmocka_unit_test_prestate(test_agree, &comm),
-        cmocka_unit_test_prestate(test_accounting, &comm),
+        cmocka_unit_test_prestate(test_accounting, &comm), cmocka_unit_test_prestate(test_slow_work, &comm),
     };
     const int failed = cmocka_run_group_tests_name("comm", tests, NULL, NULL);
     if (failed != 0) comm_abort(&comm, 1);
