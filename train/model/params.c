@@ -159,14 +159,14 @@ int64_t params_shard(const struct params *p, int unit)
 static void normal_pairs(uint64_t key, int64_t first, float deviate[2 * PAIRS])
 {
     double radius[PAIRS], angle[PAIRS];
-    for (int i = 0; i < PAIRS; i++) {
+    for (int64_t i = 0; i < PAIRS; i++) {
         const uint64_t a = mix64(key ^ mix64((uint64_t)(first + i))), b = mix64(a ^ key);
         radius[i] = ((double)(a >> 11) + 0.5) * 0x1p-53;
         angle[i] = two_pi * ((double)(b >> 11) * 0x1p-53);
     }
-    for (int i = 0; i < PAIRS; i++)
+    for (int64_t i = 0; i < PAIRS; i++)
         radius[i] = sqrt(-2.0 * log(radius[i]));
-    for (int i = 0; i < PAIRS; i++) {
+    for (int64_t i = 0; i < PAIRS; i++) {
         const double x = cos(angle[i]), y = sin(angle[i]);
         deviate[2 * i] = (float)(radius[i] * x);
         deviate[2 * i + 1] = (float)(radius[i] * y);
