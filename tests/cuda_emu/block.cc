@@ -2,8 +2,8 @@
  * for each thread that has to wait (cuda_emu.h). Fibers are Boost.Context's; ucontext's would do but for the system call
  * in every switch. They and their stacks are made when first needed and kept.
  *
- * Threads: one host thread, the scheduler. A fiber that waits lets another one run that can go on, or the
- * scheduler. */
+ * Threads: any; the one that runs a launch, with the emulation held, is its scheduler. A fiber that waits lets another one
+ * run that can go on, or the scheduler. */
 #include "emu.h"
 
 #include <boost/context/detail/fcontext.hpp>
@@ -88,7 +88,7 @@ struct block_state {
 
 static block_state now;
 static std::vector<std::unique_ptr<fiber>> all_fibers;
-static fiber scheduler; /* the host thread itself, on its own stack */
+static fiber scheduler; /* the host thread that runs the launch, on its own stack */
 static fiber *current = &scheduler;
 static std::vector<unsigned char> dynamic_shared;
 static unsigned long launches; /* so far; its lowest bits decide the order in which things run */
@@ -440,16 +440,23 @@ cudaError_t cudaFuncSetAttribute(const void *function, cudaFuncAttribute attribu
 {
     if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize || value < 0 || (size_t)value > emu_shared_max_bytes)
         return emu_error(cudaErrorInvalidValue);
+    const emu_held held(emu_mutex);
     shared_allowed()[function] = (size_t)value;
     return emu_error(cudaSuccess);
+}
+
+static size_t shared_allowed_bytes(const void *kernel)
+{
+    const emu_held held(emu_mutex);
+    const auto found = shared_allowed().find(kernel);
+    return found == shared_allowed().end() ? shared_default_bytes : found->second;
 }
 
 void cuda_emu_queue_kernel(const void *kernel, const char *name, dim3 grid, dim3 block, size_t shared_bytes,
                            cudaStream_t stream, cuda_emu_body body)
 {
     const uint64_t threads = (uint64_t)block.x * block.y * block.z;
-    const auto found = shared_allowed().find(kernel);
-    const size_t allowed = found == shared_allowed().end() ? shared_default_bytes : found->second;
+    const size_t allowed = shared_allowed_bytes(kernel);
     if (threads < 1 || threads > THREADS_MAX || block.z > 64 || grid.x < 1 || grid.x > 0x7fffffffu || grid.y < 1 ||
         grid.y > 0xffffu || grid.z < 1 || grid.z > 0xffffu) {
         emu_error(cudaErrorInvalidConfiguration);

@@ -4,12 +4,24 @@
 
 #include <cuda_runtime.h>
 
+#include <mutex>
+
 /* The most dynamic shared memory that a block may be given, as on sm_90. */
 constexpr size_t emu_shared_max_bytes = 227 << 10;
 
+/* ---- threads ---- */
+
+/* What the emulation knows is looked at and changed with this held. Nobody waits for a stream meanwhile, but for what runs
+ * inside of work. */
+inline std::recursive_mutex emu_mutex;
+typedef std::lock_guard<std::recursive_mutex> emu_held;
+
+/* The calling thread's current device. */
+int emu_device();
+
 /* ---- errors (runtime.cc) ---- */
 
-/* Keeps an error for cudaGetLastError and returns it, or the device's fault if there is one. */
+/* Keeps an error for this thread's cudaGetLastError and returns it, or the device's fault if there is one. */
 cudaError_t emu_error(cudaError_t error);
 /* Makes this the text of cudaErrorLaunchFailure, which everything returns from now on. */
 void emu_device_fault(const char *format, ...) __attribute__((format(printf, 1, 2)));
@@ -30,7 +42,7 @@ void emu_finish_blocking();
 void emu_step_all();
 /* Forgets what is queued, and ends all captures. */
 void emu_drop_all();
-/* For calls that are not permitted while a stream is captured: then it invalidates all captures and is an error. */
+/* For calls that are not permitted to this thread during a capture: then it invalidates such captures and is an error. */
 cudaError_t emu_forbid_capture();
 
 /* ---- stacks that AddressSanitizer should know of ---- */

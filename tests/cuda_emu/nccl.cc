@@ -9,7 +9,7 @@
  *
  * Host code that waits in MPI must not keep its GPU from working, since other ranks may wait for that: mpi_wait.cc.
  *
- * Threads: the one host thread, which has also called MPI_Init. */
+ * Threads: the one that has called MPI_Init, which alone moves collectives on; others may wait for their streams. */
 #include "emu.h"
 
 #include <cuda_bf16.h>
@@ -183,7 +183,10 @@ static void finish(collective &c)
 /* Does what can be done now. True when the collective is done, or never will be. */
 static bool advance(collective &c)
 {
+    int may_communicate = 0;
     group &g = *c.members;
+    if (PMPI_Is_thread_main(&may_communicate) != MPI_SUCCESS) mpi_failed(c);
+    if (!may_communicate) return emu_has_fault();
     if (g.aborted || g.error != ncclSuccess) return true;
     if (g.finished != c.mine.number) return false;
     const size_t bytes = sent_count(c) * type_bytes(c.mine.type);

@@ -6,7 +6,7 @@
  *
  * The environment variable CUDA_EMU_DEVICES is the number of devices, 8 without it.
  *
- * Threads: one host thread. */
+ * Threads: any. As CUDA documents it, each has its own current device, 0 at first, and its own last error. */
 #include "emu.h"
 
 #include <stdarg.h>
@@ -20,9 +20,9 @@
 enum { MEMORY_ALIGN = 256, MEMORY_GUARD_BYTES = 1024 };
 static const size_t memory_total_bytes = (size_t)16 << 30;
 
-static cudaError_t last_error = cudaSuccess;
+static thread_local cudaError_t last_error = cudaSuccess;
+static thread_local int device_now;
 static char fault_text[1024]; /* empty: the device is well */
-static int device_now;
 static size_t memory_used_bytes;
 
 static std::map<const char *, size_t> &allocations()
@@ -35,11 +35,13 @@ static std::map<const char *, size_t> &allocations()
 
 bool emu_has_fault()
 {
+    const emu_held held(emu_mutex);
     return fault_text[0] != '\0';
 }
 
 void emu_device_fault(const char *format, ...)
 {
+    const emu_held held(emu_mutex);
     if (emu_has_fault()) return;
     va_list args;
     va_start(args, format);
@@ -121,6 +123,11 @@ cudaError_t cudaSetDevice(int device)
     return emu_error(cudaSuccess);
 }
 
+int emu_device()
+{
+    return device_now;
+}
+
 cudaError_t cudaGetDevice(int *device)
 {
     *device = device_now;
@@ -158,6 +165,7 @@ cudaError_t cudaDeviceGetPCIBusId(char *text, int text_bytes, int device)
 
 cudaError_t cudaDeviceReset()
 {
+    const emu_held held(emu_mutex);
     emu_drop_all();
     fault_text[0] = '\0';
     last_error = cudaSuccess;
@@ -168,6 +176,7 @@ cudaError_t cudaDeviceReset()
 
 bool emu_on_device(const void *data, size_t bytes)
 {
+    const emu_held held(emu_mutex);
     const char *at = static_cast<const char *>(data);
     auto next = allocations().upper_bound(at);
     if (next == allocations().begin()) return false;
@@ -178,6 +187,7 @@ bool emu_on_device(const void *data, size_t bytes)
 
 void emu_check_memory()
 {
+    const emu_held held(emu_mutex);
     for (const auto &one : allocations()) {
         const char *const guard = one.first + one.second;
         if (sanitizer_forbids(guard)) continue; /* it watches by itself */
@@ -195,6 +205,7 @@ cudaError_t cudaMalloc(void **data, size_t bytes)
     const cudaError_t forbidden = emu_forbid_capture();
     if (forbidden != cudaSuccess) return forbidden;
     if (bytes == 0) return emu_error(cudaSuccess);
+    const emu_held held(emu_mutex);
     if (bytes > memory_total_bytes - memory_used_bytes ||
         posix_memalign(data, MEMORY_ALIGN, bytes + MEMORY_GUARD_BYTES) != 0)
         return emu_error(cudaErrorMemoryAllocation);
@@ -211,6 +222,7 @@ cudaError_t cudaFree(void *data)
     if (forbidden != cudaSuccess) return forbidden;
     if (!data) return emu_error(cudaSuccess);
     emu_finish_all();
+    const emu_held held(emu_mutex);
     emu_check_memory();
     const auto found = allocations().find(static_cast<char *>(data));
     if (found == allocations().end()) return emu_error(cudaErrorInvalidValue);
@@ -240,6 +252,7 @@ cudaError_t cudaFreeHost(void *data)
 
 cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total_bytes)
 {
+    const emu_held held(emu_mutex);
     *free_bytes = memory_total_bytes - memory_used_bytes;
     *total_bytes = memory_total_bytes;
     return emu_error(cudaSuccess);

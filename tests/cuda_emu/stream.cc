@@ -18,7 +18,12 @@
  * streams, nor hold launches of other graphs. With the environment variable CUDA_EMU_INVALIDATE set, every capture is
  * invalidated by the first work in it, as by a library that does what is not permitted.
  *
- * Threads: one host thread. */
+ * Threads: any. Work is run by whoever waits, one item at a time with the emulation held, so that of several threads that
+ * wait each gets on; what only one of them can run says to others that it is not done. As CUDA documents it, calls that a
+ * capture forbids are forbidden to the thread that began it; to all with cudaStreamCaptureModeGlobal; to none with
+ * cudaStreamCaptureModeRelaxed. A stream is of the device that was its maker's current one, and takes work of threads
+ * alone whose current device it is: CUDA refuses launches of others, and lets their copies take memory on a device that
+ * they do not use. */
 #include "emu.h"
 
 #include <sched.h>
@@ -28,6 +33,7 @@
 #include <algorithm>
 #include <deque>
 #include <memory>
+#include <thread>
 #include <vector>
 
 /* A place in a stream's queue. */
@@ -48,11 +54,14 @@ typedef std::vector<std::function<bool()>> recorded;
 struct capture {
     recorded work;
     bool invalid;
+    std::thread::id thread; /* that began it */
+    cudaStreamCaptureMode mode;
 };
 
 struct cuda_emu_stream {
     std::deque<item> items;
     bool blocking;
+    int device;
     std::shared_ptr<capture> captured; /* null: work runs */
 };
 
@@ -85,7 +94,7 @@ static double now_ms()
 }
 
 /* Runs the stream's first item, or what it waits for; after a fault items are only dropped. False when nothing could be
- * done. */
+ * done. The caller holds the emulation. */
 static bool step(cuda_emu_stream *stream)
 {
     if (stream->items.empty()) return false;
@@ -101,40 +110,57 @@ static bool step(cuda_emu_stream *stream)
 void emu_step_all()
 {
     bool moved = false;
-    for (cuda_emu_stream *stream : streams())
-        moved = step(stream) || moved;
+    {
+        const emu_held held(emu_mutex);
+        for (cuda_emu_stream *stream : streams())
+            moved = step(stream) || moved;
+    }
     if (!moved) sched_yield();
 }
 
-/* Runs the stream until `done`. When it stands still, because ranks wait for each other, all others move. */
-template <class Done> static void run_until(cuda_emu_stream *stream, Done done)
+/* Runs the stream that next() names, until there is none. When it stands still, because ranks wait for each other, all
+ * others move. The emulation is let go of between items. */
+template <class Next> static void run_while(Next next)
 {
-    while (!done()) {
-        if (step(stream)) continue;
+    for (;;) {
+        {
+            const emu_held held(emu_mutex);
+            cuda_emu_stream *const stream = next();
+            if (!stream) return;
+            if (step(stream)) continue;
+        }
         emu_step_all();
     }
 }
 
 static void finish(cuda_emu_stream *stream)
 {
-    run_until(stream, [stream] { return stream->items.empty(); });
+    run_while([stream] { return stream->items.empty() ? nullptr : stream; });
 }
 
 /* The youngest first: it is the one that others are least likely to have waited for. */
+template <class Wanted> static void finish_those(Wanted wanted)
+{
+    run_while([wanted]() -> cuda_emu_stream * {
+        for (size_t i = streams().size(); i > 0; i--)
+            if (!streams()[i - 1]->items.empty() && wanted(streams()[i - 1])) return streams()[i - 1];
+        return nullptr;
+    });
+}
+
 void emu_finish_all()
 {
-    for (size_t i = streams().size(); i > 0; i--)
-        finish(streams()[i - 1]);
+    finish_those([](const cuda_emu_stream *) { return true; });
 }
 
 void emu_finish_blocking()
 {
-    for (size_t i = streams().size(); i > 0; i--)
-        if (streams()[i - 1]->blocking) finish(streams()[i - 1]);
+    finish_those([](const cuda_emu_stream *stream) { return stream->blocking; });
 }
 
 void emu_drop_all()
 {
+    const emu_held held(emu_mutex);
     for (cuda_emu_stream *stream : streams()) {
         stream->items.clear();
         stream->captured = nullptr;
@@ -149,17 +175,25 @@ static cudaError_t invalidate(capture &one, cudaError_t error)
     return emu_error(error);
 }
 
+static bool forbids(const capture &one)
+{
+    return one.mode == cudaStreamCaptureModeGlobal ||
+           (one.mode == cudaStreamCaptureModeThreadLocal && one.thread == std::this_thread::get_id());
+}
+
 cudaError_t emu_forbid_capture()
 {
+    const emu_held held(emu_mutex);
     bool any = false;
     for (cuda_emu_stream *stream : streams())
-        if (stream->captured) any = stream->captured->invalid = true;
+        if (stream->captured && forbids(*stream->captured)) any = stream->captured->invalid = true;
     return any ? emu_error(cudaErrorStreamCaptureUnsupported) : cudaSuccess;
 }
 
 /* The default stream waits for a blocking stream, which what is captured never lets it. */
 static cudaError_t forbid_blocking_capture()
 {
+    const emu_held held(emu_mutex);
     for (cuda_emu_stream *stream : streams())
         if (stream->captured && stream->blocking)
             return invalidate(*stream->captured, cudaErrorStreamCaptureImplicit);
@@ -174,16 +208,18 @@ static cudaError_t record(capture &into, std::function<bool()> work)
     return emu_error(cudaSuccess);
 }
 
-cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode)
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode)
 {
+    const emu_held held(emu_mutex);
     if (!stream) return emu_error(cudaErrorStreamCaptureUnsupported);
     if (stream->captured) return emu_error(cudaErrorInvalidValue);
-    stream->captured = std::make_shared<capture>();
+    stream->captured = std::make_shared<capture>(capture{{}, false, std::this_thread::get_id(), mode});
     return emu_error(cudaSuccess);
 }
 
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph)
 {
+    const emu_held held(emu_mutex);
     *graph = nullptr;
     if (!stream || !stream->captured) return emu_error(cudaErrorInvalidValue);
     const std::shared_ptr<capture> done = std::move(stream->captured);
@@ -201,10 +237,11 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsig
 
 cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream)
 {
+    const emu_held held(emu_mutex);
     if (stream && stream->captured) return invalidate(*stream->captured, cudaErrorStreamCaptureUnsupported);
-    const std::shared_ptr<const recorded> held = exec->work;
-    for (size_t i = 0; i < held->size(); i++)
-        (void)cuda_emu_queue(stream, [held, i] { return (*held)[i](); });
+    const std::shared_ptr<const recorded> work = exec->work;
+    for (size_t i = 0; i < work->size(); i++)
+        (void)cuda_emu_queue(stream, [work, i] { return (*work)[i](); });
     return emu_error(cudaSuccess);
 }
 
@@ -224,22 +261,29 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec)
 
 cudaError_t cuda_emu_queue(cudaStream_t stream, std::function<bool()> work)
 {
-    if (stream && stream->captured) return record(*stream->captured, std::move(work));
     if (stream) {
+        const emu_held held(emu_mutex);
+        if (stream->device != emu_device()) return emu_error(cudaErrorInvalidResourceHandle);
+        if (stream->captured) return record(*stream->captured, std::move(work));
         stream->items.push_back({std::move(work), nullptr});
         return emu_error(cudaSuccess);
     }
     const cudaError_t error = forbid_blocking_capture();
     if (error != cudaSuccess) return error;
     emu_finish_blocking();
-    while (!emu_has_fault() && !work())
+    for (;;) {
+        {
+            const emu_held held(emu_mutex);
+            if (emu_has_fault() || work()) return emu_error(cudaSuccess);
+        }
         sched_yield();
-    return emu_error(cudaSuccess);
+    }
 }
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags)
 {
-    *stream = new cuda_emu_stream{{}, !(flags & cudaStreamNonBlocking), nullptr};
+    const emu_held held(emu_mutex);
+    *stream = new cuda_emu_stream{{}, !(flags & cudaStreamNonBlocking), emu_device(), nullptr};
     streams().push_back(*stream);
     return emu_error(cudaSuccess);
 }
@@ -258,10 +302,14 @@ cudaError_t cudaStreamCreateWithPriority(cudaStream_t *stream, unsigned flags, i
 
 cudaError_t cudaStreamDestroy(cudaStream_t stream)
 {
-    const auto found = std::find(streams().begin(), streams().end(), stream);
-    if (found == streams().end()) return emu_error(cudaErrorInvalidResourceHandle);
+    const auto find = [stream] { return std::find(streams().begin(), streams().end(), stream); };
+    {
+        const emu_held held(emu_mutex);
+        if (find() == streams().end()) return emu_error(cudaErrorInvalidResourceHandle);
+    }
     finish(stream);
-    streams().erase(found);
+    const emu_held held(emu_mutex);
+    streams().erase(find());
     delete stream;
     return emu_error(cudaSuccess);
 }
@@ -283,6 +331,7 @@ cudaError_t cudaStreamQuery(cudaStream_t stream)
 {
     const cudaError_t forbidden = emu_forbid_capture();
     if (forbidden != cudaSuccess) return forbidden;
+    const emu_held held(emu_mutex);
     step(stream);
     return emu_error(stream->items.empty() ? cudaSuccess : cudaErrorNotReady);
 }
@@ -310,6 +359,7 @@ cudaError_t cudaEventDestroy(cudaEvent_t event)
 
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream)
 {
+    const emu_held held(emu_mutex);
     event->inside.reset();
     event->from_capture = stream && stream->captured;
     if (event->from_capture) { /* a place in the graph, and none in time */
@@ -349,26 +399,32 @@ static cudaError_t wait_captured(cudaStream_t stream, cudaEvent_t event)
 
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned)
 {
-    if (event->from_capture || (stream && stream->captured && event->last)) return wait_captured(stream, event);
-    if (!event->last || event->last->reached) return emu_error(cudaSuccess);
     if (stream) {
+        const emu_held held(emu_mutex);
+        if (event->from_capture || (stream->captured && event->last)) return wait_captured(stream, event);
+        if (!event->last || event->last->reached) return emu_error(cudaSuccess);
         stream->items.push_back({nullptr, event->last});
         return emu_error(cudaSuccess);
     }
-    return cudaEventSynchronize(event);
+    return event->from_capture ? wait_captured(stream, event) : cudaEventSynchronize(event);
 }
 
 cudaError_t cudaEventSynchronize(cudaEvent_t event)
 {
-    const cudaError_t forbidden = forbid_captured(event);
-    if (forbidden != cudaSuccess) return forbidden;
-    const std::shared_ptr<mark> last = event->last;
-    if (last) run_until(last->stream, [&] { return last->reached || emu_has_fault(); });
+    std::shared_ptr<mark> last;
+    {
+        const emu_held held(emu_mutex);
+        const cudaError_t forbidden = forbid_captured(event);
+        if (forbidden != cudaSuccess) return forbidden;
+        last = event->last;
+    }
+    if (last) run_while([last] { return last->reached || emu_has_fault() ? nullptr : last->stream; });
     return emu_error(cudaSuccess);
 }
 
 cudaError_t cudaEventQuery(cudaEvent_t event)
 {
+    const emu_held held(emu_mutex);
     const cudaError_t forbidden = forbid_captured(event);
     if (forbidden != cudaSuccess) return forbidden;
     if (!event->last || event->last->reached) return emu_error(cudaSuccess);
@@ -378,6 +434,7 @@ cudaError_t cudaEventQuery(cudaEvent_t event)
 
 cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t start, cudaEvent_t end)
 {
+    const emu_held held(emu_mutex);
     if (!start->timing || !end->timing || !start->last || !end->last)
         return emu_error(cudaErrorInvalidResourceHandle);
     if (!start->last->reached || !end->last->reached) return emu_error(cudaErrorNotReady);

@@ -1,10 +1,12 @@
-/* Tests of captures and graphs: that the emulation keeps CUDA's rules for them, and that the backend's graphs (graph.cu)
- * do the work of its ops; and of the backend's clock. */
+/* Tests of captures and graphs: that the emulation keeps CUDA's rules for them, in one thread and in two, and that the
+ * backend's graphs (graph.cu) do the work of its ops; and of the backend's clock. */
 #include <cuda_runtime.h>
 
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
+
+#include <thread>
 
 extern "C" {
 #include <cmocka.h>
@@ -243,6 +245,71 @@ static void test_permitted(void **)
     rig_close(&r);
 }
 
+/* ---- a second thread ---- */
+
+/* What a second thread's calls give while this one captures in that mode. */
+struct seen {
+    int device;
+    cudaError_t before, other_device, launch, wait, event, memory;
+    float x, y; /* after it has waited for its stream; the emulation's memory is the host's, too */
+};
+
+static seen from_second_thread(rig *r, cudaStreamCaptureMode mode)
+{
+    seen got = {};
+    cudaGraph_t graph = nullptr;
+    assert_int_equal(cudaStreamBeginCapture(r->stream, mode), cudaSuccess);
+    std::thread([r, &got] {
+        void *data = nullptr;
+        (void)cudaGetDevice(&got.device);
+        got.before = cudaGetLastError();
+        RUN(set, r->other, r->y, 5.0f);
+        got.other_device = cudaGetLastError();
+        (void)cudaSetDevice(1);
+        RUN(set, r->other, r->y, 2.0f);
+        got.launch = cudaGetLastError();
+        got.wait = cudaStreamSynchronize(r->other);
+        got.event = cudaEventSynchronize(r->outside);
+        got.x = r->x[0];
+        got.y = r->y[0];
+        got.memory = cudaMalloc(&data, N);
+        if (data) (void)cudaFree(data);
+    }).join();
+    const cudaError_t ended = cudaStreamEndCapture(r->stream, &graph);
+    assert_int_equal(ended, got.wait == cudaSuccess ? cudaSuccess : cudaErrorStreamCaptureInvalidated);
+    if (graph) assert_int_equal(cudaGraphDestroy(graph), cudaSuccess);
+    return got;
+}
+
+/* A thread has a device and a last error of its own, and its waiting runs its own stream; what a capture forbids is
+ * forbidden to the thread that captures, or to all, as its mode says. */
+static void test_threads(void **)
+{
+    rig r = {};
+    assert_int_equal(cudaSetDevice(1), cudaSuccess);
+    rig_open(&r, cudaStreamNonBlocking);
+    assert_int_equal(cudaMemcpy(nullptr, r.x, N, cudaMemcpyHostToDevice), cudaErrorInvalidValue);
+    RUN(set, r.stream, r.x, 7.0f);
+    const seen beside = from_second_thread(&r, cudaStreamCaptureModeThreadLocal);
+    assert_int_equal(beside.device, 0);
+    assert_int_equal(beside.before, cudaSuccess);
+    assert_int_equal(beside.other_device, cudaErrorInvalidResourceHandle);
+    assert_int_equal(beside.launch, cudaSuccess);
+    assert_int_equal(beside.wait, cudaSuccess);
+    assert_int_equal(beside.event, cudaSuccess);
+    assert_int_equal(beside.memory, cudaSuccess);
+    assert_true(beside.y == 2 && beside.x == 1);
+    assert_int_equal(cudaGetLastError(), cudaErrorInvalidValue);
+    const seen kept_out = from_second_thread(&r, cudaStreamCaptureModeGlobal);
+    assert_int_equal(kept_out.launch, cudaSuccess);
+    assert_int_equal(kept_out.wait, cudaErrorStreamCaptureUnsupported);
+    assert_int_equal(kept_out.event, cudaErrorStreamCaptureUnsupported);
+    assert_int_equal(kept_out.memory, cudaErrorStreamCaptureUnsupported);
+    (void)cudaGetLastError();
+    rig_close(&r);
+    assert_int_equal(cudaSetDevice(0), cudaSuccess);
+}
+
 /* ---- the backend ---- */
 
 /* y[n, n] += x·x, x and y in one piece of memory. */
@@ -318,7 +385,7 @@ int main()
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_launch),  cmocka_unit_test(test_forbidden), cmocka_unit_test(test_permitted),
-        cmocka_unit_test(test_backend), cmocka_unit_test(test_clock),
+        cmocka_unit_test(test_threads), cmocka_unit_test(test_backend),   cmocka_unit_test(test_clock),
     };
     return cmocka_run_group_tests(tests, nullptr, nullptr);
 }

@@ -10,7 +10,7 @@
  * ends the launch; its description becomes the text of cudaErrorLaunchFailure, which all later calls return until
  * cudaDeviceReset, as with a real device's faults.
  *
- * Threads: one host thread. */
+ * Threads: any, as with CUDA; the default stream's work is run by the thread that queues it. */
 #ifndef CUDA_EMU_H
 #define CUDA_EMU_H
 
