@@ -141,6 +141,11 @@ struct device_table {
      * waits for what was issued before it. */
     int (*upload)(struct device *dev, void *to_device, const void *from_host, size_t bytes);
     int (*download)(struct device *dev, void *to_host, const void *from_device, size_t bytes);
+    /* A download for another thread than the one that issues ops, one such thread at a time: on a queue of its own, beside
+     * whatever is issued, captured or done meanwhile, and in no order with it. So what it reads must be complete before
+     * the call, by a sync of the thread that issues, and may not change or be freed before it returns. It readies the
+     * calling thread for the device by itself; errors are those of the calling thread. */
+    int (*download_beside)(struct device *dev, void *to_host, const void *from_device, size_t bytes);
     /* Waits until all ops issued so far are done. */
     int (*sync)(struct device *dev);
     /* A stopwatch for what ops take, where they are only queued; NULL where they are done on return. clock_mark(which) notes

@@ -128,35 +128,59 @@ int64_t state_bytes(const struct params *p)
 
 /* ---- saving ---- */
 
-/* On a CPU the copy is made by the thread that writes it, while the next step's passes run: nothing of the state changes
- * before that step's update, which waits for `copied`. */
+/* The thread that writes the state makes the copy of it first, while the next step's passes run: nothing of the state
+ * changes before that step's update, which waits for `copied`. On a GPU there is always a copy, since only host memory can
+ * be written; on a CPU with checkpoint.async. */
 struct state_saver {
     struct step *step;
     struct ckpt_saver *ckpt;
     struct slabs slabs;
-    float *host; /* owned; of a GPU's state */
-    sem_t copied;
+    float *host;  /* owned; of a GPU's state */
+    bool copies;  /* else the slabs' data are the state itself */
+    sem_t copied; /* posted when the copy has ended, well or not */
     bool copying;
     double wait_s;
 };
 
-static void fill_snapshot(void *context)
+/* In the thread that writes. */
+static int fill_snapshot(void *context)
 {
+    int rc = 0;
     struct state_saver *s = context;
-    for (int i = 0; i < s->slabs.n; i++)
-        if (s->slabs.device[i]) memcpy(s->slabs.slab[i].data, s->slabs.device[i], slab_bytes(&s->slabs.slab[i]));
+    struct device *dev = s->step->model.dev;
+    for (int i = 0; i < s->slabs.n; i++) {
+        const struct ckpt_slab *slab = &s->slabs.slab[i];
+        TRY_GOTO(dev->table->download_beside(dev, slab->data, s->slabs.device[i], slab_bytes(slab)), done);
+    }
+done:
     (void)sem_post(&s->copied);
+    return rc;
 }
 
-/* Before an update. */
+/* What was issued is done then, on this rank's device. */
+static int wait_for_device(const struct state_saver *s)
+{
+    struct device *dev = s->step->model.dev;
+    TRY(comm_finish(s->step->comm));
+    return dev->table->sync(dev);
+}
+
+/* Before an update. A GPU that is still at the step's passes does not stand still: only what comes after them counts. */
 static int wait_for_copy(void *context)
 {
     struct state_saver *s = context;
-    const double began_s = now_s();
-    while (s->copying && sem_wait(&s->copied) != 0) {
-        if (errno != EINTR) FAIL(ERR_SYSTEM, "cannot wait for the copy of the training state: %s", strerror(errno));
+    if (!s->copying) return 0;
+    if (sem_trywait(&s->copied) != 0) {
+        int error = EINTR;
+        TRY(wait_for_device(s));
+        const double began_s = now_s();
+        comm_wait_enter(s->step->comm, "the copy of the training state");
+        while (error == EINTR)
+            error = sem_wait(&s->copied) == 0 ? 0 : errno;
+        comm_wait_leave(s->step->comm);
+        if (error) FAIL(ERR_SYSTEM, "cannot wait for the copy of the training state: %s", strerror(error));
+        s->wait_s += now_s() - began_s;
     }
-    if (s->copying) s->wait_s += now_s() - began_s;
     s->copying = false;
     return 0;
 }
@@ -178,6 +202,7 @@ int state_saver_open(struct state_saver **saver, struct step *step, const struct
     TRY(ckpt_saver_open(&s->ckpt, step->comm, run));
     TRY(slabs_open(&s->slabs, &step->zero, true));
     if (dev->kind != DEVICE_CPU) TRY(slabs_host(&s->slabs, &s->host));
+    s->copies = s->host || step->snapshot;
     slabs_place(&s->slabs, s->host ? s->host : step->snapshot);
     step->before_update = wait_for_copy;
     step->update_context = s;
@@ -202,16 +227,13 @@ struct ckpt_saver *state_saver_ckpt(struct state_saver *s)
 
 int state_save_start(struct state_saver *s, const struct ckpt_meta *meta, struct ckpt_keep keep)
 {
-    struct device *dev = s->step->model.dev;
-    int rc = comm_finish(s->step->comm);
-    for (int i = 0; rc == 0 && s->host && i < s->slabs.n; i++)
-        rc = dev->table->download(dev, s->slabs.slab[i].data, s->slabs.device[i], slab_bytes(&s->slabs.slab[i]));
-    TRY(comm_agree(s->step->comm, rc));
+    TRY(comm_agree(s->step->comm, wait_for_device(s)));
     while (sem_trywait(&s->copied) == 0) {
         /* what a save that failed to start may have left */
     }
-    s->copying = s->step->snapshot != NULL;
-    rc = ckpt_save_start(s->ckpt, meta, s->slabs.slab, s->slabs.n, keep, s->copying ? fill_snapshot : NULL, s);
+    s->copying = s->copies;
+    const int rc =
+        ckpt_save_start(s->ckpt, meta, s->slabs.slab, s->slabs.n, keep, s->copying ? fill_snapshot : NULL, s);
     if (rc != 0) s->copying = false;
     return rc;
 }

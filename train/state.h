@@ -16,7 +16,7 @@ int state_saver_open(struct state_saver **saver, struct step *step, const struct
 int state_save_start(struct state_saver *saver, const struct ckpt_meta *meta, struct ckpt_keep keep);
 /* For ckpt_save_busy, _ready, _advance and _wait. */
 struct ckpt_saver *state_saver_ckpt(struct state_saver *saver);
-/* Seconds that updates have waited for the copy since the last call. */
+/* Seconds that updates, with nothing else to wait for, have waited for the copy since the last call. */
 double state_saver_take_wait_s(struct state_saver *saver);
 void state_saver_close(struct state_saver *saver);
 /* Restores them from a verified checkpoint, written by any number of ranks at any ZeRO stage, and readies the weights of

@@ -21,7 +21,7 @@ struct step {
     int64_t faults;                      /* steps skipped or rewound in the whole run */
     int64_t batches_skipped;             /* step i is trained on batch i + this */
     int64_t optim_steps_before;          /* that AdamW's moments had seen at step 0; not 0: another run's */
-    float *snapshot;                     /* state.c's copy of what this rank saves; NULL: none was taken */
+    float *snapshot;                     /* room for state.c's copy of what this rank saves, on a CPU; NULL: none */
     int (*before_update)(void *context); /* called before a step first changes the training state; may be NULL */
     void *update_context;
     struct graphs graphs; /* of micro-batches */

@@ -142,6 +142,7 @@ const struct device_table cpu_table = {
     .free = device_free,
     .upload = device_copy,
     .download = device_copy,
+    .download_beside = device_copy,
     .sync = device_sync,
     .pack_bytes = cpu_pack_bytes,
     .workspace_bytes = device_workspace_bytes,

@@ -11,7 +11,8 @@
  * Results do not depend on the number of SMs, nor on which block runs first: no floating-point atomics, and sums are cut
  * by shapes alone.
  *
- * Threads: one host thread uses a device. All work of a device is queued on its one stream, in the order of calls. */
+ * Threads: one host thread uses a device. All work of a device is queued on its one stream, in the order of calls. Only
+ * download_beside is for a second thread, and has a stream of its own. */
 #ifndef TATARA_CUDA_CUH
 #define TATARA_CUDA_CUH
 
@@ -45,6 +46,13 @@ struct cuda_slot {
 #define CUDA_SLOTS 4
 #define CUDA_SLOT_BYTES ((size_t)4 << 20)
 
+/* Slots for the copies that are queued on one stream, taken in turn. */
+struct cuda_ring {
+    cudaStream_t stream;
+    struct cuda_slot slot[CUDA_SLOTS];
+    int next;
+};
+
 /* What ops and cuBLASLt use of dev->workspace, which is larger where a library's attention wants more: enough for
  * cuBLASLt on Hopper, and for the partial sums of every op. The same on all GPUs and for all attention, since how sums are
  * cut, and what algorithm a product gets, depend on it. */
@@ -66,8 +74,8 @@ struct cuda_state {
     int major, minor;        /* compute capability */
     size_t shared_max_bytes; /* dynamic shared memory that a block may ask for */
     cudaStream_t stream;
-    struct cuda_slot slots[CUDA_SLOTS];
-    int slot_next;
+    struct cuda_ring ring;   /* on that stream */
+    struct cuda_ring beside; /* of download_beside, on a stream that no other waits for */
     cudaEvent_t clock[2];
     struct cuda_matmul *matmul;
     struct cuda_attention attention;

@@ -1,4 +1,4 @@
-/* The CUDA device: opening and describing it, its memory, its one stream, and the table of ops made from ops.def. */
+/* The CUDA device: opening and describing it, its memory, its streams, and the table of ops made from ops.def. */
 #include "cuda.cuh"
 
 #include <stdio.h>
@@ -24,6 +24,25 @@ static int refuse_device(int index, int devices, cudaError_t error)
          devices);
 }
 
+static int ring_open(struct cuda_ring *ring)
+{
+    CHECK_CUDA(cudaStreamCreateWithFlags(&ring->stream, cudaStreamNonBlocking));
+    for (struct cuda_slot &slot : ring->slot) {
+        CHECK_CUDA(cudaMallocHost(&slot.host, CUDA_SLOT_BYTES));
+        CHECK_CUDA(cudaEventCreateWithFlags(&slot.used, cudaEventDisableTiming));
+    }
+    return 0;
+}
+
+static void ring_close(struct cuda_ring *ring)
+{
+    for (struct cuda_slot &slot : ring->slot) {
+        if (slot.used) (void)cudaEventDestroy(slot.used);
+        if (slot.host) (void)cudaFreeHost(slot.host);
+    }
+    if (ring->stream) (void)cudaStreamDestroy(ring->stream);
+}
+
 /* Fills the state of a GPU that is there. */
 static int open_state(struct cuda_state *state)
 {
@@ -38,11 +57,9 @@ static int open_state(struct cuda_state *state)
     state->minor = prop.minor;
     state->shared_max_bytes = prop.sharedMemPerBlockOptin;
     snprintf(state->name, sizeof state->name, "%s", prop.name);
-    CHECK_CUDA(cudaStreamCreateWithFlags(&state->stream, cudaStreamNonBlocking));
-    for (int i = 0; i < CUDA_SLOTS; i++) {
-        CHECK_CUDA(cudaMallocHost(&state->slots[i].host, CUDA_SLOT_BYTES));
-        CHECK_CUDA(cudaEventCreateWithFlags(&state->slots[i].used, cudaEventDisableTiming));
-    }
+    TRY(ring_open(&state->ring));
+    TRY(ring_open(&state->beside));
+    state->stream = state->ring.stream;
     for (cudaEvent_t &event : state->clock)
         CHECK_CUDA(cudaEventCreateWithFlags(&event, cudaEventDefault));
     return cuda_matmul_open(&state->matmul);
@@ -54,13 +71,10 @@ static void device_close_cuda(struct device *dev)
     if (!state) return;
     cuda_attention_close(dev);
     cuda_matmul_close(state->matmul);
-    for (int i = 0; i < CUDA_SLOTS; i++) {
-        if (state->slots[i].used) (void)cudaEventDestroy(state->slots[i].used);
-        if (state->slots[i].host) (void)cudaFreeHost(state->slots[i].host);
-    }
     for (cudaEvent_t event : state->clock)
         if (event) (void)cudaEventDestroy(event);
-    if (state->stream) (void)cudaStreamDestroy(state->stream);
+    ring_close(&state->beside);
+    ring_close(&state->ring);
     free(state);
     dev->state = NULL;
 }
@@ -158,42 +172,41 @@ static int device_alloc(struct device *dev, size_t bytes, void **data)
 /* ---- copies, through pinned host memory: a ring of slots, each free again when its event is reached ---- */
 
 /* The next slot, once the copy that used it last is done. */
-static int slot_next(struct cuda_state *state, struct cuda_slot **slot)
+static int slot_next(struct cuda_ring *ring, struct cuda_slot **slot)
 {
-    *slot = &state->slots[state->slot_next];
-    state->slot_next = (state->slot_next + 1) % CUDA_SLOTS;
+    *slot = &ring->slot[ring->next];
+    ring->next = (ring->next + 1) % CUDA_SLOTS;
     CHECK_CUDA(cudaEventSynchronize((*slot)->used));
     return 0;
 }
 
 static int device_upload(struct device *dev, void *to_device, const void *from_host, size_t bytes)
 {
-    struct cuda_state *state = cuda_state_of(dev);
+    struct cuda_ring *ring = &cuda_state_of(dev)->ring;
     for (size_t at = 0; at < bytes; at += CUDA_SLOT_BYTES) {
         const size_t n = cuda_min(bytes - at, CUDA_SLOT_BYTES);
         struct cuda_slot *slot = NULL;
-        TRY(slot_next(state, &slot));
+        TRY(slot_next(ring, &slot));
         memcpy(slot->host, static_cast<const char *>(from_host) + at, n);
         CHECK_CUDA(cudaMemcpyAsync(static_cast<char *>(to_device) + at, slot->host, n, cudaMemcpyHostToDevice,
-                                   state->stream));
-        CHECK_CUDA(cudaEventRecord(slot->used, state->stream));
+                                   ring->stream));
+        CHECK_CUDA(cudaEventRecord(slot->used, ring->stream));
     }
     return 0;
 }
 
 /* Queues the copies of a whole ring of pieces before it waits for the first. */
-static int device_download(struct device *dev, void *to_host, const void *from_device, size_t bytes)
+static int ring_download(struct cuda_ring *ring, void *to_host, const void *from_device, size_t bytes)
 {
-    struct cuda_state *state = cuda_state_of(dev);
     struct cuda_slot *slot[CUDA_SLOTS] = {};
     for (size_t at = 0; at < bytes; at += CUDA_SLOTS * CUDA_SLOT_BYTES) {
         const size_t many = cuda_min(bytes - at, CUDA_SLOTS * CUDA_SLOT_BYTES);
         for (size_t i = 0; i * CUDA_SLOT_BYTES < many; i++) {
             const size_t from = i * CUDA_SLOT_BYTES, n = cuda_min(many - from, CUDA_SLOT_BYTES);
-            TRY(slot_next(state, &slot[i]));
+            TRY(slot_next(ring, &slot[i]));
             CHECK_CUDA(cudaMemcpyAsync(slot[i]->host, static_cast<const char *>(from_device) + at + from, n,
-                                       cudaMemcpyDeviceToHost, state->stream));
-            CHECK_CUDA(cudaEventRecord(slot[i]->used, state->stream));
+                                       cudaMemcpyDeviceToHost, ring->stream));
+            CHECK_CUDA(cudaEventRecord(slot[i]->used, ring->stream));
         }
         for (size_t i = 0; i * CUDA_SLOT_BYTES < many; i++) {
             const size_t from = i * CUDA_SLOT_BYTES, n = cuda_min(many - from, CUDA_SLOT_BYTES);
@@ -204,30 +217,28 @@ static int device_download(struct device *dev, void *to_host, const void *from_d
     return 0;
 }
 
+static int device_download(struct device *dev, void *to_host, const void *from_device, size_t bytes)
+{
+    return ring_download(&cuda_state_of(dev)->ring, to_host, from_device, bytes);
+}
+
+/* A new thread's device is GPU 0, on which its first call would take memory. The ring is this function's own, since a copy
+ * to memory that is not pinned goes through the driver's, of which nothing says that another thread's launches do not
+ * wait for it; pinning the whole destination would keep it from all other use. */
+static int device_download_beside(struct device *dev, void *to_host, const void *from_device, size_t bytes)
+{
+    struct cuda_state *state = cuda_state_of(dev);
+    CHECK_CUDA(cudaSetDevice(state->index));
+    return ring_download(&state->beside, to_host, from_device, bytes);
+}
+
 /* In the order of struct device_table, since C++17 has no designated initialisers. */
 static const struct device_table cuda_table = {
-    "cuda",
-    device_open_cuda,
-    device_close_cuda,
-    device_describe_cuda,
-    device_count,
-    device_identify,
-    device_memory,
-    device_queue,
-    device_alloc,
-    device_free,
-    device_upload,
-    device_download,
-    device_sync,
-    device_clock_mark,
-    device_clock_s,
-    cuda_pack_bytes,
-    cuda_workspace_bytes,
-    cuda_choose_attention,
-    cuda_capture_begin,
-    cuda_capture_end,
-    cuda_graph_launch,
-    cuda_graph_free,
+    "cuda",           device_open_cuda,  device_close_cuda,      device_describe_cuda,  device_count,
+    device_identify,  device_memory,     device_queue,           device_alloc,          device_free,
+    device_upload,    device_download,   device_download_beside, device_sync,           device_clock_mark,
+    device_clock_s,   cuda_pack_bytes,   cuda_workspace_bytes,   cuda_choose_attention, cuda_capture_begin,
+    cuda_capture_end, cuda_graph_launch, cuda_graph_free,
 #define OP(name, params, args) cuda_##name,
 #include "ops.def"
 #undef OP

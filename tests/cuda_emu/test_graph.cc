@@ -1,5 +1,5 @@
 /* Tests of captures and graphs: that the emulation keeps CUDA's rules for them, in one thread and in two, and that the
- * backend's graphs (graph.cu) do the work of its ops; and of the backend's clock. */
+ * backend's graphs (graph.cu) do the work of its ops; and of the backend's clock, and its copies for a second thread. */
 #include <cuda_runtime.h>
 
 #include <setjmp.h>
@@ -7,6 +7,7 @@
 #include <stdio.h>
 
 #include <thread>
+#include <vector>
 
 extern "C" {
 #include <cmocka.h>
@@ -381,11 +382,70 @@ static void test_clock(void **)
     device_close(&dev);
 }
 
+/* What download_beside gives in another thread. */
+struct copied {
+    int rc;
+    bool same;
+    char message[256];
+};
+
+static copied download_in_thread(struct device *dev, const void *from_device, const std::vector<int> &want)
+{
+    copied result = {};
+    std::vector<int> got(want.size());
+    std::thread([&] {
+        result.rc = dev->table->download_beside(dev, got.data(), from_device, got.size() * sizeof got[0]);
+        snprintf(result.message, sizeof result.message, "%s", err_message());
+    }).join();
+    result.same = got == want;
+    return result;
+}
+
+/* More than the ring holds, from a GPU that is not the first: while this thread captures, and before what it issued is done,
+ * for which the copy does not wait. A failure is the other thread's alone. */
+static void test_download_beside(void **)
+{
+    struct device dev = {};
+    struct device_graph *graph = nullptr;
+    void *memory = nullptr;
+    std::vector<int> first(CUDA_SLOTS * CUDA_SLOT_BYTES / sizeof(int) + 3), second(first.size());
+    const size_t bytes = first.size() * sizeof first[0];
+    for (size_t i = 0; i < first.size(); i++)
+        first[i] = -(second[i] = (int)i);
+    assert_int_equal(device_open(&dev, DEVICE_CUDA, 1, 1), 0);
+    const struct device_table *const table = dev.table;
+    assert_int_equal(table->alloc(&dev, bytes, &memory), 0);
+    assert_int_equal(table->upload(&dev, memory, first.data(), bytes), 0);
+    assert_int_equal(table->sync(&dev), 0);
+    assert_int_equal(table->capture_begin(&dev), 0);
+    assert_int_equal(op_fill(&dev, tensor_1d(memory, DT_F32, N), 1), 0);
+    const copied captured = download_in_thread(&dev, memory, first);
+    assert_int_equal(captured.rc, 0);
+    assert_true(captured.same);
+    assert_int_equal(table->capture_end(&dev, &graph), 0);
+    table->graph_free(&dev, graph);
+
+    assert_int_equal(table->upload(&dev, memory, second.data(), bytes), 0);
+    assert_false(download_in_thread(&dev, memory, second).same);
+    assert_int_equal(table->sync(&dev), 0);
+    assert_true(download_in_thread(&dev, memory, second).same);
+
+    const copied failed = download_in_thread(&dev, first.data(), first);
+    assert_int_equal(failed.rc, ERR_DEVICE);
+    assert_non_null(strstr(failed.message, "cudaErrorInvalidValue"));
+    assert_string_equal(err_message(), "");
+    assert_int_equal(cudaGetLastError(), cudaSuccess);
+    table->free(&dev, memory, bytes);
+    device_close(&dev);
+    assert_int_equal(cudaSetDevice(0), cudaSuccess);
+}
+
 int main()
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_launch),  cmocka_unit_test(test_forbidden), cmocka_unit_test(test_permitted),
-        cmocka_unit_test(test_threads), cmocka_unit_test(test_backend),   cmocka_unit_test(test_clock),
+        cmocka_unit_test(test_launch),          cmocka_unit_test(test_forbidden), cmocka_unit_test(test_permitted),
+        cmocka_unit_test(test_threads),         cmocka_unit_test(test_backend),   cmocka_unit_test(test_clock),
+        cmocka_unit_test(test_download_beside),
     };
     return cmocka_run_group_tests(tests, nullptr, nullptr);
 }

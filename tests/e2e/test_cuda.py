@@ -79,13 +79,17 @@ class Losses(Emulated):
 
 
 class Bits(Emulated):
-    """Cases that compare with the same run on one rank in one piece, bit for bit. That issues each launch by itself."""
+    """Cases that compare with the same run on one rank in one piece, bit for bit. That issues each launch by itself, and
+    waits for its saves."""
+
+    # A save beside the third step, and the last one.
+    HALF = ["run.stop_at=3", "checkpoint.every=2", "checkpoint.async=true"]
 
     @classmethod
     def setUpClass(cls):
         folder = lib.temp_dir(cls.addClassCleanup)
         config, cls.straight = lib.write_config(folder, "straight")
-        result = lib.tatara(["train", config, *TINY, "device=cuda", "graphs=off"], timeout=120)
+        result = lib.tatara(["train", config, *TINY, "device=cuda", "graphs=off", "checkpoint.every=2"], timeout=120)
         assert result.status == 0, result
 
     def assertSameRun(self, run_dir, straight=None, losses=6):
@@ -132,24 +136,27 @@ class Bits(Emulated):
         words = [*GPT2, FP32, "log.every=3"]
         self.assertSameRun(self.run_one("two", *words, "graphs=on", ranks=2), self.run_one("one", *words), losses=2)
 
+    def assertSameHalves(self, half):
+        self.assertEqual(lib.events(half, "resume")[0]["step"], 3)
+        self.assertSameWeights(self.straight / "step-00000002", half / "step-00000002")
+        self.assertSameRun(half)
+
     def check_resume(self, before, after):
         """6 steps = 3 + 3, each half on so many ranks and at such a ZeRO stage."""
-        for (ranks, zero), words in ((before, ["run.stop_at=3"]), (after, [])):
+        for (ranks, zero), words in ((before, self.HALF), (after, [])):
             half = self.run_one("half", *words, f"parallel.zero={zero}", ranks=ranks)
-        self.assertEqual(lib.events(half, "resume")[0]["step"], 3)
-        self.assertSameRun(half)
+        self.assertSameHalves(half)
 
     def test_resume(self):
         """In the first half micro-batches are tried as graphs, in the second they are graphs."""
         config, half = self.config("half")
         for graphs, words, text in (
-                ("auto", ["run.stop_at=3"], r"graphs: o(n|ff): a micro-batch takes \d+\.\d{3} ms as a graph, \d+\.\d{3} ms "),
+                ("auto", self.HALF, r"graphs: o(n|ff): a micro-batch takes \d+\.\d{3} ms as a graph, \d+\.\d{3} ms "),
                 ("on", [], "graphs: on: a micro-batch is launched as a graph")):
             result = lib.tatara(["train", config, *TINY, "device=cuda", f"graphs={graphs}", *words], timeout=120)
             self.assertEqual(result.status, 0, result)
             self.assertRegex(result.stderr, text)
-        self.assertEqual(lib.events(half, "resume")[0]["step"], 3)
-        self.assertSameRun(half)
+        self.assertSameHalves(half)
 
     def test_done_again(self):
         """Steps issued ahead and then done again, for an overflow and for a NaN, with and without graphs. An update makes

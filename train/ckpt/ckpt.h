@@ -74,9 +74,10 @@ int ckpt_save(struct comm *comm, const struct ckpt_run *run, const struct ckpt_m
 struct ckpt_saver;
 int ckpt_saver_open(struct ckpt_saver **saver, struct comm *comm, const struct ckpt_run *run);
 /* Starts it; what can be refused at once, is. The slabs' data must stay as they are until the save has ended. `fill`,
- * when given, is called first of all in the writing thread, and may write the slabs' data. Collective. */
+ * when given, is called first of all in the writing thread, and may write the slabs' data; where it fails the save ends
+ * with its error. Collective. */
 int ckpt_save_start(struct ckpt_saver *saver, const struct ckpt_meta *meta, const struct ckpt_slab *slabs, int n,
-                    struct ckpt_keep keep, void (*fill)(void *context), void *context);
+                    struct ckpt_keep keep, int (*fill)(void *context), void *context);
 /* Whether a save is under way; the same on all ranks. */
 bool ckpt_save_busy(const struct ckpt_saver *saver);
 /* Seconds that the slowest rank took to bring its file of the last save to disk. */

@@ -47,7 +47,7 @@ struct ckpt_saver {
     struct ckpt_slab *slabs;
     int n;
     struct ckpt_keep keep;
-    void (*fill)(void *context);
+    int (*fill)(void *context);
     void *context;
     char temp[CKPT_PATH_MAX], final[CKPT_PATH_MAX];
     bool begun; /* on rank 0: temp is there and is ours to remove */
@@ -283,10 +283,10 @@ done:
 static void *write_thread(void *saver)
 {
     struct ckpt_saver *save = saver;
-    if (save->fill) save->fill(save->context);
+    int rc = save->fill ? save->fill(save->context) : 0;
     const double began_s = now_s();
-    const int rc =
-        ckpt_write_rank_file(save->temp, save->comm->rank, save->slabs, save->n, &save->file, save->digest);
+    if (rc == 0)
+        rc = ckpt_write_rank_file(save->temp, save->comm->rank, save->slabs, save->n, &save->file, save->digest);
     save->write_s = now_s() - began_s;
     for (int i = 0; i < save->n; i++)
         save->mine[SLAB_FIELDS * i + SLAB_DIGEST] = (int64_t)save->digest[i];
@@ -385,7 +385,7 @@ void ckpt_saver_close(struct ckpt_saver *saver)
 }
 
 int ckpt_save_start(struct ckpt_saver *save, const struct ckpt_meta *meta, const struct ckpt_slab *slabs, int n,
-                    struct ckpt_keep keep, void (*fill)(void *context), void *context)
+                    struct ckpt_keep keep, int (*fill)(void *context), void *context)
 {
     int rc = 0;
     ASSERT(n > 0 && save->phase == PHASE_IDLE);
