@@ -182,7 +182,7 @@ static int find_rewind(struct saving *s, int64_t upto, char folder[CKPT_PATH_MAX
     if (folder[0] != '\0' || s->began == 0) return 0;
     return comm_agree(s->comm, err_raise(ERR_DATA, __FILE__, __LINE__,
                                          "%s has no checkpoint to go back to any more: this run began with that of "
-                                         "step %lld; put it back, or set run.on_nan and run.on_spike",
+                                         "step %lld; put it back, or set run.on_nan and run.on_spike to stop or skip",
                                          s->cfg->run.dir, (long long)s->began));
 }
 
