@@ -36,9 +36,21 @@ start() {
 # until_line PATTERN: waits for it in the output; fails when the run ends before.
 until_line() {
     until grep -q "$1" "$out/log"; do
-        kill -0 "$pid" 2>/dev/null || { tail -n 3 "$out/log" >&2; exit 1; }
+        kill -0 "$pid" 2>/dev/null || fail "the run ended before it said '$1'"
         sleep 0.01
     done
+}
+
+# Waits for the run's end; $status is how it ended.
+ended() {
+    status=0
+    wait "$pid" 2>/dev/null || status=$?
+}
+
+fail() {
+    echo "startup.sh: $1; its output:" >&2
+    tail -n 5 "$out/log" >&2
+    exit 1
 }
 
 since() { awk -v began="$1" -v now="$EPOCHREALTIME" 'BEGIN { print now - began }'; }
@@ -59,12 +71,14 @@ measure() { # measure RANKS
         [[ $ranks -eq 1 ]] || victim=$(pgrep -P "$pid" | head -n 1)
         began=$EPOCHREALTIME
         kill -KILL "$victim"
-        wait "$pid" 2>/dev/null || true
+        ended
+        [[ $status -ne 0 ]] || fail "a run of which a rank was killed says that it is done"
         start "$ranks"
         until_line '^step [0-9]*/.*tokens/s'
         since "$began" >>"$out/again"
-        kill -TERM "$pid"
-        wait "$pid" 2>/dev/null || true
+        kill -USR1 "$pid" # mpirun passes it on and keeps the status
+        ended
+        [[ $status -eq 11 ]] || fail "a run that was asked to stop ended with status $status instead of 11"
         jq -r 'select(.step == 3 and .loss and (.event | not)).step_s' "$out/run/metrics.jsonl" >>"$out/warm"
     done
     awk -v ranks="$ranks" -v first="$(median "$out/first")" -v warm="$(median "$out/warm")" -v again="$(median "$out/again")" '
