@@ -13,6 +13,7 @@
 /* The tensors of one parameter: its master weights under its own name, and AdamW's two moments. */
 static const char *const prefixes[] = {"", "optim/exp_avg/", "optim/exp_avg_sq/"};
 enum { KINDS = sizeof prefixes / sizeof *prefixes };
+_Static_assert(ZERO_SAVED_ALIGN >= CKPT_ALIGN, "the copy of a state must fit");
 
 static int check_model(const struct params *params, const char *folder, const struct ckpt_meta *meta)
 {
@@ -88,14 +89,15 @@ static int slabs_open(struct slabs *s, const struct zero *z, bool saving)
 static void slabs_place(struct slabs *s, float *host)
 {
     for (int i = 0; i < s->n; i++) {
-        s->slab[i].data = host ? host : s->device[i];
-        if (host) host += s->slab[i].end - s->slab[i].begin;
+        struct ckpt_slab *slab = &s->slab[i];
+        slab->data = host ? ckpt_slab_place(slab, host) : s->device[i];
+        if (host) host = slab->data + (slab->end - slab->begin);
     }
 }
 
 static size_t slabs_bytes(const struct slabs *s)
 {
-    size_t bytes = 0;
+    size_t bytes = (size_t)s->n * CKPT_ALIGN;
     for (int i = 0; i < s->n; i++)
         bytes += slab_bytes(&s->slab[i]);
     return bytes;

@@ -30,6 +30,9 @@ struct ckpt_slab {
     float *data;        /* host memory, end − begin elements */
 };
 
+/* Where a slab's data best lie at or after `from`, less than CKPT_ALIGN bytes behind it: there a save needs no copy. */
+#define CKPT_ALIGN 4096
+float *ckpt_slab_place(const struct ckpt_slab *slab, float *from);
 /* The bytes that a slab will take in a checkpoint, its data aside from `data`: they and a bound on what describes them in the
  * rank's file, the index and the manifest. */
 int64_t ckpt_slab_bytes(const struct ckpt_slab *slab);

@@ -29,15 +29,17 @@ struct ckpt_file {
 void ckpt_file_name(char name[CKPT_FILE_MAX], int rank);
 /* Joins folder and name; a path that does not fit is ERR_CONFIG. */
 int ckpt_path(char path[CKPT_PATH_MAX], const char *folder, const char *name);
-/* A part of a file that was written from memory. */
+/* A part of a file that is to hold elements of a tensor. */
 struct ckpt_extent {
     int64_t begin, bytes;
-    const void *data;
+    const float *data;
+    int64_t first;   /* which element of the tensor the first one is */
+    int slab;        /* the writer's */
+    uint64_t digest; /* computed on the way */
 };
-/* Brings a written file to disk and fills in its size and checksum: of the extents, which do not overlap and are sorted
- * here, from memory, of all else read back. meanwhile, unless NULL, is called with its context while the disk works. */
-int ckpt_file_seal(const char *folder, struct ckpt_file *file, struct ckpt_extent *extents, int n,
-                   void (*meanwhile)(void *context), void *context);
+/* Fills in the extents, which do not overlap and are sorted here, of a file that has its length and all else, brings it to
+ * disk, and says its size and checksum. */
+int ckpt_file_seal(const char *folder, struct ckpt_file *file, struct ckpt_extent *extents, int n);
 /* Compares a file's size and checksum with the manifest's: ERR_DATA naming the file and what is wrong. */
 int ckpt_file_verify(const char *folder, const struct ckpt_file *file);
 /* Whether the file is there with the manifest's size. Never fails. */
@@ -46,6 +48,15 @@ bool ckpt_file_present(const char *folder, const struct ckpt_file *file);
 int ckpt_file_read(const char *path, char **text, size_t *bytes);
 /* Writes a small file and brings it to disk. */
 int ckpt_file_write(const char *path, const char *text, size_t bytes);
+
+/* ---- to disk (disk.c) ---- */
+
+/* Extents of so many bytes are written past the page cache. */
+#define CKPT_BULK_FROM ((int64_t)1 << 20)
+/* Writes the extents into a file that has its length, and brings it to disk, in threads, while `meanwhile` runs, whose
+ * code is returned where all else went well. */
+int ckpt_disk_write(const char *path, const struct ckpt_extent *extents, int n, int (*meanwhile)(void *context),
+                    void *context);
 
 /* ---- folders (folder.c) ---- */
 
@@ -135,9 +146,8 @@ void ckpt_piece_name(char name[CKPT_DATASET_MAX], const char *tensor, const stru
 
 /* Stops HDF5 from printing its errors in this thread. Call it before other HDF5 calls. */
 void ckpt_h5_quiet(void);
-/* Datasets of so many bytes begin at multiples of so many. */
+/* Datasets of so many bytes begin at multiples of CKPT_ALIGN. */
 #define CKPT_ALIGN_FROM 65536
-#define CKPT_ALIGN 4096
 /* How all our files are opened; negative on failure. The caller closes it. */
 hid_t ckpt_h5_access(void);
 /* Keeps "<path>: <doing>: <HDF5's innermost reason>; <remedy>" as this thread's error and returns `code`. */
@@ -154,8 +164,8 @@ int ckpt_h5_raise(int code, const char *file, int line, const char *path, const 
 
 /* ---- what a save writes (write.c, index.c) ---- */
 
-/* Writes this rank's slabs into its file in `folder` and seals it; digest[i] is that of slab i. Reads the slabs only, so it
- * can run in a thread. */
+/* Writes this rank's slabs into its file in `folder` and seals it; digest[i], 0 before, is that of slab i. Reads the
+ * slabs only, so it can run in a thread. */
 int ckpt_write_rank_file(const char *folder, int rank, const struct ckpt_slab *slabs, int n, struct ckpt_file *file,
                          uint64_t *digest);
 /* Writes index.h5 for the tensors of the manifest and seals it into the manifest's last file entry. */

@@ -1,11 +1,9 @@
 /* A checkpoint's files: to disk, size and checksum, verification.
  *
- * The checksum is of the whole file, HDF5's own bookkeeping too, but what was written from memory is taken from there,
- * while the kernel brings it to disk: in a node whose memory is full, the page cache would have to read it again.
- * Any thread. */
+ * The checksum is of the whole file, HDF5's own bookkeeping too, but what is written from memory is taken from there,
+ * while it is on its way to disk. Any thread. */
 #include "ckpt_internal.h"
 
-#include <aio.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -15,6 +13,7 @@
 #include <xxhash.h>
 
 #define READ_BYTES ((size_t)4 << 20)
+#define HASH_ELEMS ((int64_t)1 << 16) /* summed up twice while they are in a core's own cache */
 #define SMALL_FILE_MAX ((int64_t)1 << 30)
 
 void ckpt_file_name(char name[CKPT_FILE_MAX], int rank)
@@ -56,8 +55,20 @@ static int hash_read(struct hash *h, int64_t end)
     return 0;
 }
 
+/* Goes on with an extent, whose digest it computes too. */
+static void hash_extent(struct hash *h, struct ckpt_extent *extent)
+{
+    const int64_t elems = extent->bytes / (int64_t)sizeof *extent->data;
+    for (int64_t at = 0; at < elems; at += HASH_ELEMS) {
+        const int64_t end = elems - at < HASH_ELEMS ? elems : at + HASH_ELEMS;
+        XXH3_64bits_update(h->state, extent->data + at, (size_t)(end - at) * sizeof *extent->data);
+        extent->digest += ckpt_digest(extent->data + at, extent->first + at, extent->first + end);
+    }
+    h->bytes += extent->bytes;
+}
+
 /* XXH3-64 and length of a file, of which the extents need not be read. */
-static int hash_file(int fd, const char *path, const struct ckpt_extent *extents, int n, struct ckpt_file *file)
+static int hash_file(int fd, const char *path, struct ckpt_extent *extents, int n, struct ckpt_file *file)
 {
     int rc = 0;
     struct hash h = {.fd = fd, .path = path, .buffer = malloc(READ_BYTES), .state = XXH3_createState()};
@@ -66,8 +77,7 @@ static int hash_file(int fd, const char *path, const struct ckpt_extent *extents
     for (int i = 0; i < n; i++) {
         TRY_GOTO(hash_read(&h, extents[i].begin), done);
         if (h.bytes != extents[i].begin) break; /* the file ends before */
-        XXH3_64bits_update(h.state, extents[i].data, (size_t)extents[i].bytes);
-        h.bytes += extents[i].bytes;
+        hash_extent(&h, &extents[i]);
     }
     TRY_GOTO(hash_read(&h, INT64_MAX), done);
     file->bytes = h.bytes;
@@ -95,43 +105,33 @@ static int check_size(int fd, const char *path, const struct ckpt_extent *extent
          (long long)info.st_size, (long long)end);
 }
 
-/* Waits for the fsync that `sync` started. */
-static int wait_sync(struct aiocb *sync, const char *path)
-{
-    const struct aiocb *list[1] = {sync};
-    int error = 0;
-    while ((error = aio_error(sync)) == EINPROGRESS) {
-        (void)aio_suspend(list, 1, NULL);
-    }
-    if (aio_return(sync) != 0) {
-        FAIL(ERR_SYSTEM, "%s: cannot be brought to disk: %s; " CKPT_REMEDY_DISK, path, strerror(error));
-    }
-    return 0;
-}
+struct seal {
+    const char *path;
+    struct ckpt_extent *extents;
+    int n;
+    struct ckpt_file *file;
+};
 
-int ckpt_file_seal(const char *folder, struct ckpt_file *file, struct ckpt_extent *extents, int n,
-                   void (*meanwhile)(void *context), void *context)
+static int hash_sealed(void *context)
 {
     int rc = 0;
-    char path[CKPT_PATH_MAX];
-    struct aiocb sync = {.aio_fildes = -1};
-    TRY(ckpt_path(path, folder, file->name));
-    const int fd = open(path, O_RDWR);
-    if (fd < 0) FAIL(ERR_SYSTEM, "%s: cannot be opened again after writing: %s", path, strerror(errno));
-    sync.aio_fildes = fd;
-    sync.aio_sigevent.sigev_notify = SIGEV_NONE;
-    if (aio_fsync(O_SYNC, &sync) != 0) {
-        FAIL_GOTO(done, ERR_SYSTEM, "%s: cannot be brought to disk: %s", path, strerror(errno));
-    }
-    if (meanwhile) meanwhile(context);
-    if (n > 1) qsort(extents, (size_t)n, sizeof *extents, compare_extents);
-    rc = check_size(fd, path, extents, n);
-    if (rc == 0) rc = hash_file(fd, path, extents, n, file);
-    const int sync_rc = wait_sync(&sync, path);
-    rc = rc != 0 ? rc : sync_rc;
+    const struct seal *seal = context;
+    const int fd = open(seal->path, O_RDONLY);
+    if (fd < 0) FAIL(ERR_SYSTEM, "%s: cannot be opened again: %s", seal->path, strerror(errno));
+    TRY_GOTO(check_size(fd, seal->path, seal->extents, seal->n), done);
+    TRY_GOTO(hash_file(fd, seal->path, seal->extents, seal->n, seal->file), done);
 done:
     (void)close(fd);
     return rc;
+}
+
+int ckpt_file_seal(const char *folder, struct ckpt_file *file, struct ckpt_extent *extents, int n)
+{
+    char path[CKPT_PATH_MAX];
+    struct seal seal = {path, extents, n, file};
+    TRY(ckpt_path(path, folder, file->name));
+    if (n > 1) qsort(extents, (size_t)n, sizeof *extents, compare_extents);
+    return ckpt_disk_write(path, extents, n, hash_sealed, &seal);
 }
 
 int ckpt_file_verify(const char *folder, const struct ckpt_file *file)

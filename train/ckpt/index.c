@@ -92,5 +92,5 @@ done:
         rc = ckpt_h5_raise(ERR_SYSTEM, __FILE__, __LINE__, path, DOING, CKPT_REMEDY_DISK);
     }
     if (access >= 0) (void)H5Pclose(access);
-    return rc != 0 ? rc : ckpt_file_seal(folder, entry, NULL, 0, NULL, NULL);
+    return rc != 0 ? rc : ckpt_file_seal(folder, entry, NULL, 0);
 }

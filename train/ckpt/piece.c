@@ -37,6 +37,18 @@ void ckpt_piece_name(char name[CKPT_DATASET_MAX], const char *tensor, const stru
     snprintf(name, CKPT_DATASET_MAX, "%s@%lld", tensor, (long long)piece->begin);
 }
 
+float *ckpt_slab_place(const struct ckpt_slab *slab, float *from)
+{
+    struct ckpt_piece piece[CKPT_PIECES_MAX], largest = {0, 0, {0}, {0}};
+    const int n = ckpt_pieces(piece, slab->ndim, slab->shape, slab->begin, slab->end);
+    for (int i = 0; i < n; i++)
+        if (piece[i].end - piece[i].begin > largest.end - largest.begin) largest = piece[i];
+    const int64_t bytes = (largest.end - largest.begin) * (int64_t)sizeof *from;
+    if (bytes < CKPT_BULK_FROM) return from;
+    const uintptr_t past = (uintptr_t)(from + (largest.begin - slab->begin)) % CKPT_ALIGN;
+    return from + (past == 0 ? 0 : CKPT_ALIGN - past) / sizeof *from;
+}
+
 int64_t ckpt_slab_bytes(const struct ckpt_slab *slab)
 {
     struct ckpt_piece piece[CKPT_PIECES_MAX];

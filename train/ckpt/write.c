@@ -1,4 +1,5 @@
-/* One rank's file: each slab as up to three contiguous datasets, written straight from the caller's memory.
+/* One rank's file: each slab as up to three contiguous datasets. HDF5 lays the file out and closes it; the data are then
+ * written to where it says, straight from the caller's memory.
  *
  * Contiguous layout with early allocation, because it writes at the disk's speed and because incremental allocation with
  * fill time "never" was seen to lose data without an error. Object times are not stored: equal tensors make equal
@@ -14,11 +15,11 @@
 struct writer {
     const char *path;
     hid_t file, create, link;
-    struct ckpt_extent *extents; /* of the data written so far */
+    struct ckpt_extent *extents; /* of the datasets made so far */
     int n;
 };
 
-static int write_piece(struct writer *writer, const struct ckpt_slab *slab, const struct ckpt_piece *piece)
+static int lay_out_piece(struct writer *writer, const struct ckpt_slab *slab, int i, const struct ckpt_piece *piece)
 {
     int rc = 0;
     char name[CKPT_DATASET_MAX];
@@ -28,13 +29,13 @@ static int write_piece(struct writer *writer, const struct ckpt_slab *slab, cons
     CHECK_H5(done, space, ERR_SYSTEM, writer->path, DOING, CKPT_REMEDY_DISK);
     dataset = H5Dcreate2(writer->file, name, H5T_IEEE_F32LE, space, writer->link, writer->create, H5P_DEFAULT);
     CHECK_H5(done, dataset, ERR_SYSTEM, writer->path, DOING, CKPT_REMEDY_DISK);
-    const float *data = slab->data + (piece->begin - slab->begin);
-    CHECK_H5(done, H5Dwrite(dataset, H5T_NATIVE_FLOAT, H5S_ALL, H5S_ALL, H5P_DEFAULT, data), ERR_SYSTEM, writer->path,
-             DOING, CKPT_REMEDY_DISK);
     const haddr_t offset = H5Dget_offset(dataset);
-    if (offset == HADDR_UNDEF) FAIL_GOTO(done, ERR_BUG, "%s: HDF5 stored nothing for %s", writer->path, name);
-    writer->extents[writer->n++] =
-        (struct ckpt_extent){(int64_t)offset, (piece->end - piece->begin) * (int64_t)sizeof(float), data};
+    if (offset == HADDR_UNDEF) FAIL_GOTO(done, ERR_BUG, "%s: HDF5 has no place for %s", writer->path, name);
+    writer->extents[writer->n++] = (struct ckpt_extent){.begin = (int64_t)offset,
+                                                        .bytes = (piece->end - piece->begin) * (int64_t)sizeof(float),
+                                                        .data = slab->data + (piece->begin - slab->begin),
+                                                        .first = piece->begin,
+                                                        .slab = i};
 done:
     if (dataset >= 0 && H5Dclose(dataset) < 0 && rc == 0) {
         rc = ckpt_h5_raise(ERR_SYSTEM, __FILE__, __LINE__, writer->path, DOING, CKPT_REMEDY_DISK);
@@ -43,14 +44,13 @@ done:
     return rc;
 }
 
-static int write_slabs(struct writer *writer, const struct ckpt_slab *slabs, int n)
+static int lay_out(struct writer *writer, const struct ckpt_slab *slabs, int n)
 {
     for (int i = 0; i < n; i++) {
         struct ckpt_piece piece[CKPT_PIECES_MAX];
         const int pieces = ckpt_pieces(piece, slabs[i].ndim, slabs[i].shape, slabs[i].begin, slabs[i].end);
-        for (int p = 0; p < pieces; p++) {
-            TRY(write_piece(writer, &slabs[i], &piece[p]));
-        }
+        for (int p = 0; p < pieces; p++)
+            TRY(lay_out_piece(writer, &slabs[i], i, &piece[p]));
     }
     return 0;
 }
@@ -74,26 +74,12 @@ done:
     return rc;
 }
 
-struct digests {
-    const struct ckpt_slab *slabs;
-    int n;
-    uint64_t *digest;
-};
-
-static void compute_digests(void *context)
-{
-    const struct digests *d = context;
-    for (int i = 0; i < d->n; i++)
-        d->digest[i] = ckpt_digest(d->slabs[i].data, d->slabs[i].begin, d->slabs[i].end);
-}
-
 int ckpt_write_rank_file(const char *folder, int rank, const struct ckpt_slab *slabs, int n, struct ckpt_file *file,
                          uint64_t *digest)
 {
     int rc = 0;
     char path[CKPT_PATH_MAX];
     struct writer writer = {.path = path, .file = -1, .create = -1, .link = -1};
-    struct digests digests = {slabs, n, digest};
     memset(file, 0, sizeof *file);
     ckpt_file_name(file->name, rank);
     TRY(ckpt_path(path, folder, file->name));
@@ -101,13 +87,15 @@ int ckpt_write_rank_file(const char *folder, int rank, const struct ckpt_slab *s
     if (!writer.extents) FAIL(ERR_SYSTEM, "%s: no memory left to save", path);
     ckpt_h5_quiet();
     rc = set_up(&writer);
-    if (rc == 0) rc = write_slabs(&writer, slabs, n);
+    if (rc == 0) rc = lay_out(&writer, slabs, n);
     if (writer.file >= 0 && H5Fclose(writer.file) < 0 && rc == 0) {
         rc = ckpt_h5_raise(ERR_SYSTEM, __FILE__, __LINE__, path, DOING, CKPT_REMEDY_DISK);
     }
     if (writer.create >= 0) (void)H5Pclose(writer.create);
     if (writer.link >= 0) (void)H5Pclose(writer.link);
-    if (rc == 0) rc = ckpt_file_seal(folder, file, writer.extents, writer.n, compute_digests, &digests);
+    if (rc == 0) rc = ckpt_file_seal(folder, file, writer.extents, writer.n);
+    for (int i = 0; i < writer.n; i++)
+        digest[writer.extents[i].slab] += writer.extents[i].digest;
     free(writer.extents);
     return rc;
 }

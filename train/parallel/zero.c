@@ -30,7 +30,7 @@ size_t zero_saved_bytes(const struct zero *z)
     size_t elems = 0;
     for (int u = 0; u < z->params->n_units; u++)
         elems += (size_t)params_shard(z->params, u);
-    return 3 * elems * sizeof(float);
+    return 3 * (elems * sizeof(float) + (size_t)z->params->n * ZERO_SAVED_ALIGN);
 }
 
 void zero_part(const struct zero *z, int unit, int64_t *begin, int64_t *n)

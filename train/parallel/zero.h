@@ -44,7 +44,8 @@ void zero_close(struct zero *zero);
 void zero_part(const struct zero *zero, int unit, int64_t *begin, int64_t *n);
 /* The elements that this rank writes to a checkpoint: its shard, at every stage. */
 void zero_shard(const struct zero *zero, int unit, int64_t *begin, int64_t *n);
-/* Bytes of those: weights and both moments. */
+/* Room for those: weights and both moments, with each tensor's beginning at such a boundary. */
+#define ZERO_SAVED_ALIGN 4096
 size_t zero_saved_bytes(const struct zero *zero);
 
 /* Sets how the next step stands: the norm of the gradient before it (0: there was none), or a coarser scale. */
