@@ -3,6 +3,7 @@
 
 #include "err.h"
 #include "mix.h"
+#include "model/normal.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -14,11 +15,6 @@
 /* Rows of logits begin at 128 bytes of bf16: where they begin at odd places, as they would with GPT-2's 50,257 tokens,
  * tensor cores cannot be fed in pieces of 16 bytes, and products take several times as long. */
 #define CLASSIFIER_ALIGN 64
-
-/* Pairs of normal deviates that are computed together. */
-#define PAIRS 64
-
-static const double two_pi = 6.283185307179586476925;
 
 static int64_t round_up(int64_t n, int64_t to)
 {
@@ -153,36 +149,15 @@ int64_t params_shard(const struct params *p, int unit)
     return p->unit[unit].elems / p->shards;
 }
 
-/* Pairs first to first + PAIRS of a stream of normal deviates: elements 2k and 2k+1 are the two of one Box-Muller
- * transform (Box & Muller 1958) of two uniforms hashed from the key and k. In loops of one function each, of which a CPU
- * computes several turns at a time. */
-static void normal_pairs(uint64_t key, int64_t first, float deviate[2 * PAIRS])
-{
-    double radius[PAIRS], angle[PAIRS];
-    for (int64_t i = 0; i < PAIRS; i++) {
-        const uint64_t a = mix64(key ^ mix64((uint64_t)(first + i))), b = mix64(a ^ key);
-        radius[i] = ((double)(a >> 11) + 0.5) * 0x1p-53;
-        angle[i] = two_pi * ((double)(b >> 11) * 0x1p-53);
-    }
-    for (int64_t i = 0; i < PAIRS; i++)
-        radius[i] = sqrt(-2.0 * log(radius[i]));
-    for (int64_t i = 0; i < PAIRS; i++) {
-        const double x = cos(angle[i]), y = sin(angle[i]);
-        deviate[2 * i] = (float)(radius[i] * x);
-        deviate[2 * i + 1] = (float)(radius[i] * y);
-    }
-}
-
-/* Elements [from, to) of the stream, times std. In a loop apart from the deviates', because gcc 12 leaves out their rounding
- * where it takes both to vectors at once. */
+/* Elements [from, to) of the stream, times std. */
 static void fill_normal(uint64_t key, double std, int64_t from, int64_t to, float *out)
 {
 #pragma omp parallel for schedule(static)
-    for (int64_t first = from / 2; first < (to + 1) / 2; first += PAIRS) {
-        float deviate[2 * PAIRS];
+    for (int64_t first = from / 2; first < (to + 1) / 2; first += NORMAL_PAIRS) {
+        float deviate[2 * NORMAL_PAIRS];
         normal_pairs(key, first, deviate);
         const int64_t begin = 2 * first > from ? 2 * first : from;
-        const int64_t last = 2 * (first + PAIRS), end = last < to ? last : to;
+        const int64_t last = 2 * (first + NORMAL_PAIRS), end = last < to ? last : to;
         for (int64_t i = begin; i < end; i++)
             out[i - from] = (float)(std * deviate[i - 2 * first]);
     }
