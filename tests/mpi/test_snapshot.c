@@ -12,13 +12,11 @@
 #include "ckpt/ckpt_internal.h"
 #include "ops.h"
 #include "saving.h"
-#include "unit/shard_fixture.h"
+#include "step_fixture.h"
 
 #include <pthread.h>
 #include <semaphore.h>
 #include <stdatomic.h>
-
-enum { SEQ_LEN = 16 };
 
 static struct comm the_comm;
 static struct device the_dev;
@@ -62,84 +60,46 @@ static void hold_up(void)
 
 /* ---- a run ---- */
 
-struct fixture {
-    struct config *cfg;
-    struct arena arena;
-    struct step step;
-    struct loader *loader;
+struct run {
+    struct step_fixture at;
     struct metrics metrics;
     struct saving saving;
 };
 
-static void fixture_open(struct fixture *f, const char *name)
+static void run_open(struct run *run, const char *name)
 {
-    struct config *cfg = calloc(1, sizeof *cfg);
-    assert_non_null(cfg);
-    config_defaults(cfg);
-    cfg->model.layers = 1;
-    cfg->model.hidden = 32;
-    cfg->model.heads = 2;
-    cfg->model.kv_heads = 1;
-    cfg->model.head_dim = 16;
-    cfg->model.ffn_hidden = 48;
-    cfg->model.seq_len = SEQ_LEN;
+    struct config *cfg = step_fixture_config(the_folder);
     cfg->batch.global = 2;
     cfg->batch.micro = 1;
-    cfg->optim.warmup_steps = 0;
-    cfg->optim.schedule = SCHEDULE_CONSTANT;
     cfg->precision.compute = COMPUTE_FP32;
     cfg->checkpoint.async = true;
-    cfg->data.train.n = 1;
-    cfg->data.train.entry[0].weight = 1;
-    (void)snprintf(cfg->data.train.entry[0].path, CONFIG_TEXT_MAX, "%s", the_folder);
     (void)snprintf(cfg->run.dir, CONFIG_TEXT_MAX, "%s/%s", the_folder, name);
-    *f = (struct fixture){.cfg = cfg};
-    const struct loader_options options = {.sets = &cfg->data.train,
-                                           .seq_len = SEQ_LEN,
-                                           .micro = 1,
-                                           .global = 2,
-                                           .seed = 1,
-                                           .rank = the_comm.rank,
-                                           .ranks = the_comm.ranks,
-                                           .prefetch = 2,
-                                           .document_mask = true,
-                                           .tokenizer_id = FIXTURE_TOKENIZER,
-                                           .vocab_size = FIXTURE_VOCAB};
-    assert_int_equal(loader_open(&f->loader, &options), 0);
-    struct arena measure = arena_measure(&the_dev);
-    assert_int_equal(step_layout(&f->step, cfg, FIXTURE_VOCAB, &the_dev, &the_comm, &measure), 0);
-    step_close(&f->step);
-    assert_int_equal(arena_open(&f->arena, &the_dev, measure.used), 0);
-    assert_int_equal(step_layout(&f->step, cfg, FIXTURE_VOCAB, &the_dev, &the_comm, &f->arena), 0);
-    assert_int_equal(step_start(&f->step, true), 0);
-    assert_int_equal(loader_seek(f->loader, 0), 0);
-    f->saving = (struct saving){.cfg = cfg, .comm = &the_comm, .step = &f->step, .metrics = &f->metrics, .saved = -1};
-    assert_int_equal(ckpt_open_run_dir(&the_comm, cfg->run.dir, &f->saving.folder), 0);
-    assert_int_equal(saving_open(&f->saving), 0);
+    *run = (struct run){.saving = {.cfg = cfg, .comm = &the_comm, .saved = -1}};
+    step_fixture_open(&run->at, cfg, &the_dev, &the_comm);
+    run->saving.step = &run->at.step;
+    run->saving.metrics = &run->metrics;
+    assert_int_equal(ckpt_open_run_dir(&the_comm, cfg->run.dir, &run->saving.folder), 0);
+    assert_int_equal(saving_open(&run->saving), 0);
 }
 
-static void fixture_close(struct fixture *f)
+static void run_close(struct run *run)
 {
-    saving_close(&f->saving);
-    loader_close(f->loader);
-    step_close(&f->step);
-    arena_close(&f->arena);
-    free(f->cfg);
+    saving_close(&run->saving);
+    step_fixture_close(&run->at);
 }
 
-static void one_step(struct fixture *f, int64_t index)
+static void one_step(struct run *run, int64_t index)
 {
     struct step_report report;
-    assert_int_equal(step_run(&f->step, f->loader, index, &report), 0);
-    assert_int_equal(step_settle(&f->step, f->loader, index + 1, &report), 0);
+    assert_int_equal(step_fixture_run(&run->at, index, &report), 0);
 }
 
 /* The checksum of this rank's file of the checkpoint at that step, which verifies. Collective. */
-static uint64_t saved(const struct fixture *f, int64_t step)
+static uint64_t saved(const struct run *run, int64_t step)
 {
     struct ckpt_manifest manifest;
     char folder[CKPT_PATH_MAX];
-    assert_int_equal(ckpt_step_path(folder, f->cfg->run.dir, step), 0);
+    assert_int_equal(ckpt_step_path(folder, run->at.cfg->run.dir, step), 0);
     assert_int_equal(ckpt_verify(&the_comm, folder), 0);
     assert_int_equal(ckpt_manifest_read(folder, &manifest), 0);
     const uint64_t sum = manifest.files[the_comm.rank].xxh3;
@@ -150,12 +110,12 @@ static uint64_t saved(const struct fixture *f, int64_t step)
 /* The same of a run that saves after step 1 and goes no further. */
 static uint64_t saved_alone(void)
 {
-    struct fixture f;
-    fixture_open(&f, "alone");
-    one_step(&f, 0);
-    assert_int_equal(saving_last(&f.saving, 1), 0);
-    const uint64_t sum = saved(&f, 1);
-    fixture_close(&f);
+    struct run run;
+    run_open(&run, "alone");
+    one_step(&run, 0);
+    assert_int_equal(saving_last(&run.saving, 1), 0);
+    const uint64_t sum = saved(&run, 1);
+    run_close(&run);
     return sum;
 }
 
@@ -165,24 +125,24 @@ static uint64_t saved_alone(void)
 static void the_update_waits_for_the_copy(void **state)
 {
     (void)state;
-    struct fixture f;
+    struct run run;
     const uint64_t alone = saved_alone();
-    fixture_open(&f, "held");
-    one_step(&f, 0);
+    run_open(&run, "held");
+    one_step(&run, 0);
     hold_up();
-    saving_now(&f.saving, 1);
-    one_step(&f, 1);
+    saving_now(&run.saving, 1);
+    one_step(&run, 1);
     (void)sem_post(&go);
-    const double wait_s = state_saver_take_wait_s(f.saving.saver);
-    assert_int_equal(saving_last(&f.saving, 2), 0);
-    assert_true(saved(&f, 1) == alone);
-    assert_true(saved(&f, 2) != alone);
+    const double wait_s = state_saver_take_wait_s(run.saving.saver);
+    assert_int_equal(saving_last(&run.saving, 2), 0);
+    assert_true(saved(&run, 1) == alone);
+    assert_true(saved(&run, 2) != alone);
     assert_true(wait_s > 0);
-    fixture_close(&f);
+    run_close(&run);
 }
 
 /* Whether all of a tensor is this number, in the checkpoint of step 0. */
-static bool holds_only(const struct fixture *f, const char *prefix, const struct param *param, float value)
+static bool holds_only(const struct run *run, const char *prefix, const struct param *param, float value)
 {
     char folder[CKPT_PATH_MAX];
     struct ckpt_slab slab = {.ndim = param->ndim, .end = param->elems};
@@ -190,7 +150,7 @@ static bool holds_only(const struct fixture *f, const char *prefix, const struct
     memcpy(slab.shape, param->shape, sizeof slab.shape);
     slab.data = calloc((size_t)param->elems, sizeof *slab.data);
     assert_non_null(slab.data);
-    assert_int_equal(ckpt_step_path(folder, f->cfg->run.dir, 0), 0);
+    assert_int_equal(ckpt_step_path(folder, run->at.cfg->run.dir, 0), 0);
     assert_int_equal(ckpt_load(folder, &slab, 1), 0);
     bool only = true;
     for (int64_t i = 0; i < param->elems; i++)
@@ -203,46 +163,46 @@ static bool holds_only(const struct fixture *f, const char *prefix, const struct
 static void the_copy_begins_when_all_is_done(void **state)
 {
     (void)state;
-    struct fixture f;
-    fixture_open(&f, "late");
+    struct run run;
+    run_open(&run, "late");
     assert_int_equal(comm_finish(&the_comm), 0); /* gathers of the initial weights */
-    for (int unit = 0; unit < f.step.params.n_units; unit++) {
-        assert_int_equal(op_fill(&the_dev, f.step.zero.master[unit], 3), 0);
-        assert_int_equal(op_fill(&the_dev, f.step.zero.m[unit], 4), 0);
-        assert_int_equal(op_fill(&the_dev, f.step.zero.v[unit], 5), 0);
+    for (int unit = 0; unit < run.at.step.params.n_units; unit++) {
+        assert_int_equal(op_fill(&the_dev, run.at.step.zero.master[unit], 3), 0);
+        assert_int_equal(op_fill(&the_dev, run.at.step.zero.m[unit], 4), 0);
+        assert_int_equal(op_fill(&the_dev, run.at.step.zero.v[unit], 5), 0);
     }
-    assert_int_equal(saving_last(&f.saving, 0), 0);
-    (void)saved(&f, 0);
-    for (int i = 0; i < f.step.params.n; i++) {
-        const struct param *param = &f.step.params.param[i];
-        assert_true(holds_only(&f, "", param, 3));
-        assert_true(holds_only(&f, "optim/exp_avg/", param, 4));
-        assert_true(holds_only(&f, "optim/exp_avg_sq/", param, 5));
+    assert_int_equal(saving_last(&run.saving, 0), 0);
+    (void)saved(&run, 0);
+    for (int i = 0; i < run.at.step.params.n; i++) {
+        const struct param *param = &run.at.step.params.param[i];
+        assert_true(holds_only(&run, "", param, 3));
+        assert_true(holds_only(&run, "optim/exp_avg/", param, 4));
+        assert_true(holds_only(&run, "optim/exp_avg_sq/", param, 5));
     }
-    fixture_close(&f);
+    run_close(&run);
 }
 
 /* A warning, and no checkpoint; the run goes on, and may save again. On the last rank alone, which alone can say why. */
 static void a_copy_that_fails_ends_the_save_alone(void **state)
 {
     (void)state;
-    struct fixture f;
-    fixture_open(&f, "failed");
-    one_step(&f, 0);
+    struct run run;
+    run_open(&run, "failed");
+    one_step(&run, 0);
     atomic_store(&fails, the_comm.rank == the_comm.ranks - 1);
     hold_up();
-    saving_now(&f.saving, 1);
-    one_step(&f, 1);
+    saving_now(&run.saving, 1);
+    one_step(&run, 1);
     (void)sem_post(&go);
-    assert_true(ckpt_save_busy(f.saving.ckpt));
-    assert_int_equal(ckpt_save_wait(f.saving.ckpt), ERR_DEVICE);
+    assert_true(ckpt_save_busy(run.saving.ckpt));
+    assert_int_equal(ckpt_save_wait(run.saving.ckpt), ERR_DEVICE);
     if (the_comm.rank == the_comm.ranks - 1) assert_string_equal(err_message(), "no copy today");
     err_clear();
     atomic_store(&fails, false);
-    one_step(&f, 2);
-    assert_int_equal(saving_last(&f.saving, 3), 0);
-    (void)saved(&f, 3);
-    fixture_close(&f);
+    one_step(&run, 2);
+    assert_int_equal(saving_last(&run.saving, 3), 0);
+    (void)saved(&run, 3);
+    run_close(&run);
 }
 
 /* The device, and one shard for the run. Collective. */

@@ -11,8 +11,7 @@
 #include "optim.h"
 #include "replicas.h"
 #include "saving.h"
-#include "step.h"
-#include "unit/shard_fixture.h"
+#include "step_fixture.h"
 
 #include <math.h>
 #include <stdatomic.h>
@@ -46,81 +45,20 @@ void *__wrap_realloc(void *data, size_t bytes)
     return __real_realloc(data, bytes);
 }
 
-/* A small model on shards that rank 0 wrote. */
-struct fixture {
-    struct comm comm;
-    struct config *cfg;
-    struct device dev;
-    struct arena arena;
-    struct step step;
-    struct loader *loader;
-    char folder[FIXTURE_PATH_BYTES];
-};
-
 static struct comm the_comm;
+static struct device the_dev;
 static char the_folder[FIXTURE_PATH_BYTES];
 
-static void fixture_open(struct fixture *f, enum compute compute, int zero)
+static void open_step(struct step_fixture *f, enum compute compute, int zero)
 {
-    struct config *cfg = calloc(1, sizeof *cfg);
-    assert_non_null(cfg);
-    config_defaults(cfg);
-    cfg->model.layers = 2;
-    cfg->model.hidden = 48;
-    cfg->model.heads = 3;
-    cfg->model.kv_heads = 1;
-    cfg->model.head_dim = 16;
-    cfg->model.ffn_hidden = 80;
-    cfg->model.seq_len = 32;
-    cfg->batch.global = 10;
-    cfg->batch.micro = 2;
-    cfg->optim.warmup_steps = 0;
-    cfg->optim.schedule = SCHEDULE_CONSTANT;
+    struct config *cfg = step_fixture_config(the_folder);
     cfg->precision.compute = (int)compute;
     cfg->parallel.zero = zero;
-    cfg->data.train.n = 1;
-    cfg->data.train.entry[0].weight = 1;
-    (void)snprintf(cfg->data.train.entry[0].path, CONFIG_TEXT_MAX, "%s", the_folder);
-    *f = (struct fixture){.comm = the_comm, .cfg = cfg};
-    const struct loader_options options = {.sets = &cfg->data.train,
-                                           .seq_len = 32,
-                                           .micro = 2,
-                                           .global = 10,
-                                           .seed = 1,
-                                           .rank = f->comm.rank,
-                                           .ranks = f->comm.ranks,
-                                           .prefetch = 2,
-                                           .document_mask = true,
-                                           .tokenizer_id = FIXTURE_TOKENIZER,
-                                           .vocab_size = FIXTURE_VOCAB};
-    assert_int_equal(loader_open(&f->loader, &options), 0);
-    assert_int_equal(device_open(&f->dev, DEVICE_CPU, 0, 1), 0);
-    struct arena measure = arena_measure(&f->dev);
-    assert_int_equal(step_layout(&f->step, cfg, FIXTURE_VOCAB, &f->dev, &f->comm, &measure), 0);
-    step_close(&f->step);
-    assert_int_equal(arena_open(&f->arena, &f->dev, measure.used), 0);
-    assert_int_equal(step_layout(&f->step, cfg, FIXTURE_VOCAB, &f->dev, &f->comm, &f->arena), 0);
-    assert_int_equal(step_start(&f->step, true), 0);
-    assert_int_equal(loader_seek(f->loader, 0), 0);
-}
-
-static void fixture_close(struct fixture *f)
-{
-    loader_close(f->loader);
-    step_close(&f->step);
-    arena_close(&f->arena);
-    device_close(&f->dev);
-    free(f->cfg);
-}
-
-static int one_step(struct fixture *f, int64_t index, struct step_report *report)
-{
-    TRY(step_run(&f->step, f->loader, index, report));
-    return step_settle(&f->step, f->loader, index + 1, report);
+    step_fixture_open(f, cfg, &the_dev, &the_comm);
 }
 
 /* The rows behind the classifier's own take part in its products, and must stay zero. */
-static void check_padding(const struct fixture *f)
+static void check_padding(const struct step_fixture *f)
 {
     const struct params *p = &f->step.params;
     const struct param *rows = params_find(p, 0, p->classifier);
@@ -136,17 +74,17 @@ static void steps_after_the_first_allocate_nothing(void **state)
 {
     (void)state;
     for (int compute = COMPUTE_BF16; compute <= COMPUTE_FP32; compute++) {
-        struct fixture f;
+        struct step_fixture f;
         struct step_report report;
-        fixture_open(&f, (enum compute)compute, 1);
+        open_step(&f, (enum compute)compute, 1);
         for (int64_t i = 0; i < 2; i++)
-            assert_int_equal(one_step(&f, i, &report), 0);
+            assert_int_equal(step_fixture_run(&f, i, &report), 0);
         const long before = atomic_load(&heap_calls);
         for (int64_t i = 2; i < 5; i++)
-            assert_int_equal(one_step(&f, i, &report), 0);
+            assert_int_equal(step_fixture_run(&f, i, &report), 0);
         assert_int_equal(atomic_load(&heap_calls), before);
         check_padding(&f);
-        fixture_close(&f);
+        step_fixture_close(&f);
     }
 }
 
@@ -168,13 +106,13 @@ static int counted_sync(struct device *dev)
 static void steps_do_not_wait_for_the_device(void **state)
 {
     (void)state;
-    struct fixture f;
+    struct step_fixture f;
     struct step_report report;
     struct device_table counting = cpu_table;
     counting.download = counted_download;
     counting.sync = counted_sync;
-    fixture_open(&f, COMPUTE_BF16, 1);
-    f.dev.table = &counting;
+    open_step(&f, COMPUTE_BF16, 1);
+    the_dev.table = &counting;
     waits = 0;
     for (int64_t i = 0; i < 3; i++)
         assert_int_equal(step_run(&f.step, f.loader, i, &report), 0);
@@ -182,8 +120,8 @@ static void steps_do_not_wait_for_the_device(void **state)
     assert_int_equal(step_settle(&f.step, f.loader, 3, &report), 0);
     assert_int_equal(waits, 1);
     assert_true(report.loss > 0 && report.grad_norm > 0);
-    f.dev.table = &cpu_table;
-    fixture_close(&f);
+    the_dev.table = &cpu_table;
+    step_fixture_close(&f);
 }
 
 static int marks[2]; /* of a device's clock, in marked_* */
@@ -211,15 +149,15 @@ static int marked_clock_s(struct device *dev, double *s)
 static void the_devices_clock_times_backward_passes(void **state)
 {
     (void)state;
-    struct fixture f;
+    struct step_fixture f;
     struct step_report report;
     const bool alone = the_comm.ranks == 1;
     struct device_table clocked = cpu_table;
     clocked.queue = some_queue;
     clocked.clock_mark = marked_clock_mark;
     clocked.clock_s = marked_clock_s;
-    fixture_open(&f, COMPUTE_BF16, 1);
-    f.dev.table = &clocked;
+    open_step(&f, COMPUTE_BF16, 1);
+    the_dev.table = &clocked;
     for (int64_t i = 0; i < 3; i++)
         assert_int_equal(step_run(&f.step, f.loader, i, &report), 0);
     assert_int_equal(step_settle(&f.step, f.loader, 3, &report), 0);
@@ -228,8 +166,8 @@ static void the_devices_clock_times_backward_passes(void **state)
     assert_int_equal(report.micro_batches, loader_micro_batches(f.loader));
     assert_true(report.backward_s == (alone ? 0 : 0.25 * 3 * (double)report.micro_batches));
     assert_true(report.forward_s == 0);
-    f.dev.table = &cpu_table;
-    fixture_close(&f);
+    the_dev.table = &cpu_table;
+    step_fixture_close(&f);
 }
 
 /* A scale chosen for a gradient far smaller than the real one overflows; the step must be done again, see the same data,
@@ -237,24 +175,24 @@ static void the_devices_clock_times_backward_passes(void **state)
 static void overflow_repeats_the_step_with_a_coarser_scale(void **state)
 {
     (void)state;
-    struct fixture plain, repeated;
+    struct step_fixture plain, repeated;
     struct step_report expected, report;
-    fixture_open(&plain, COMPUTE_FP32, 1);
-    fixture_open(&repeated, COMPUTE_FP32, 0);
+    open_step(&plain, COMPUTE_FP32, 1);
+    open_step(&repeated, COMPUTE_FP32, 0);
     repeated.step.grad_norm = 1e-6;
     assert_int_equal(step_resume(&repeated.step, 0), 0);
-    assert_int_equal(one_step(&plain, 0, &expected), 0);
-    assert_int_equal(one_step(&repeated, 0, &report), 0);
+    assert_int_equal(step_fixture_run(&plain, 0, &expected), 0);
+    assert_int_equal(step_fixture_run(&repeated, 0, &report), 0);
     assert_int_equal(expected.redone, 0);
     assert_true(report.redone >= 1);
     assert_true(report.loss == expected.loss);
     assert_true(fabs(report.grad_norm / expected.grad_norm - 1) < 1e-6);
     assert_true(report.grad_norm > 0.01);
     /* The next step chooses its scale from the norm just found, and needs no second try. */
-    assert_int_equal(one_step(&repeated, 1, &report), 0);
+    assert_int_equal(step_fixture_run(&repeated, 1, &report), 0);
     assert_int_equal(report.redone, 0);
-    fixture_close(&plain);
-    fixture_close(&repeated);
+    step_fixture_close(&plain);
+    step_fixture_close(&repeated);
 }
 
 /* Several steps are issued before anyone looks at their outcome, as on a GPU: a step that overflows, and those after it,
@@ -262,18 +200,18 @@ static void overflow_repeats_the_step_with_a_coarser_scale(void **state)
 static void steps_issued_ahead_are_repeated_from_the_overflow(void **state)
 {
     (void)state;
-    struct fixture plain, ahead;
+    struct step_fixture plain, ahead;
     struct step_report expected, report;
-    fixture_open(&plain, COMPUTE_BF16, 1);
-    fixture_open(&ahead, COMPUTE_BF16, 1);
-    assert_int_equal(one_step(&plain, 0, &expected), 0);
-    assert_int_equal(one_step(&ahead, 0, &report), 0);
+    open_step(&plain, COMPUTE_BF16, 1);
+    open_step(&ahead, COMPUTE_BF16, 1);
+    assert_int_equal(step_fixture_run(&plain, 0, &expected), 0);
+    assert_int_equal(step_fixture_run(&ahead, 0, &report), 0);
     ahead.step.grad_norm = 1e-6;
     assert_int_equal(step_resume(&ahead.step, 1), 0);
     plain.step.grad_norm = 1e-6;
     assert_int_equal(step_resume(&plain.step, 1), 0);
     for (int64_t i = 1; i < 4; i++) {
-        assert_int_equal(one_step(&plain, i, &expected), 0);
+        assert_int_equal(step_fixture_run(&plain, i, &expected), 0);
         assert_int_equal(step_run(&ahead.step, ahead.loader, i, &report), 0);
     }
     assert_int_equal(step_settle(&ahead.step, ahead.loader, 4, &report), 0);
@@ -283,120 +221,121 @@ static void steps_issued_ahead_are_repeated_from_the_overflow(void **state)
         const struct tensor a = plain.step.model.unit[u], b = ahead.step.model.unit[u];
         assert_memory_equal(a.data, b.data, tensor_bytes(a));
     }
-    fixture_close(&plain);
-    fixture_close(&ahead);
+    step_fixture_close(&plain);
+    step_fixture_close(&ahead);
 }
 
 /* One bit of one weight on one rank. */
 static void a_flipped_bit_of_a_replica_is_found(void **state)
 {
     (void)state;
-    struct fixture f;
+    struct step_fixture f;
     struct step_report report;
     char blamed[32];
-    fixture_open(&f, COMPUTE_BF16, 1);
-    assert_int_equal(one_step(&f, 0, &report), 0);
+    open_step(&f, COMPUTE_BF16, 1);
+    assert_int_equal(step_fixture_run(&f, 0, &report), 0);
     assert_int_equal(replicas_check(&f.step, 1), 0);
-    const int last = f.comm.ranks - 1;
+    const int last = the_comm.ranks - 1;
     const struct param *param = &f.step.params.param[f.step.params.n / 2];
-    if (f.comm.rank == last) ((uint16_t *)f.step.model.unit[param->unit].data)[param->offset + param->elems - 1] ^= 4;
+    if (the_comm.rank == last)
+        ((uint16_t *)f.step.model.unit[param->unit].data)[param->offset + param->elems - 1] ^= 4;
     (void)snprintf(blamed, sizeof blamed, "rank %d", last);
-    if (f.comm.ranks == 1) {
+    if (the_comm.ranks == 1) {
         assert_int_equal(replicas_check(&f.step, 1), 0);
     } else {
         assert_int_equal(replicas_check(&f.step, 1), ERR_NUMERIC);
-        if (f.comm.rank == 0) assert_non_null(strstr(err_message(), param->name));
-        if (f.comm.rank == 0 && f.comm.ranks > 2) assert_non_null(strstr(err_message(), blamed));
+        if (the_comm.rank == 0) assert_non_null(strstr(err_message(), param->name));
+        if (the_comm.rank == 0 && the_comm.ranks > 2) assert_non_null(strstr(err_message(), blamed));
     }
     err_clear();
-    fixture_close(&f);
+    step_fixture_close(&f);
 }
 
 /* The loss of a weight that is not a number must stop all ranks alike and leave the weights as they were. */
 static void not_a_number_stops_every_rank(void **state)
 {
     (void)state;
-    struct fixture f;
+    struct step_fixture f;
     struct step_report report;
-    fixture_open(&f, COMPUTE_FP32, 0);
+    open_step(&f, COMPUTE_FP32, 0);
     float *weights = f.step.model.unit[1].data;
     const float kept = weights[5];
     ((float *)f.step.model.wte.data)[0] = NAN;
     for (int64_t v = 0; v < FIXTURE_VOCAB; v++)
-        ((float *)f.step.model.wte.data)[v * 48] = NAN;
-    assert_int_equal(one_step(&f, 0, &report), ERR_NUMERIC);
-    assert_true(err_shared() || f.comm.ranks == 1);
+        ((float *)f.step.model.wte.data)[v * FIXTURE_HIDDEN] = NAN;
+    assert_int_equal(step_fixture_run(&f, 0, &report), ERR_NUMERIC);
+    assert_true(err_shared() || the_comm.ranks == 1);
     assert_true(weights[5] == kept);
     err_clear();
-    fixture_close(&f);
+    step_fixture_close(&f);
 }
 
 /* The same step when NaN are passed over: it changes nothing, and the next one is as if it had not been there. */
 static void not_a_number_may_be_skipped(void **state)
 {
     (void)state;
-    struct fixture f;
+    struct step_fixture f;
     struct step_report report;
-    fixture_open(&f, COMPUTE_FP32, 0);
+    open_step(&f, COMPUTE_FP32, 0);
     f.cfg->run.on_nan = ON_FAULT_SKIP;
     f.cfg->run.faults_max = 1;
     float *weight = f.step.model.wte.data;
-    const int64_t n = (int64_t)FIXTURE_VOCAB * 48;
+    const int64_t n = (int64_t)FIXTURE_VOCAB * FIXTURE_HIDDEN;
     float *kept = malloc((size_t)n * sizeof *kept);
     assert_non_null(kept);
     memcpy(kept, weight, (size_t)n * sizeof *kept);
     for (int64_t i = 0; i < n; i++)
         weight[i] = NAN;
-    assert_int_equal(one_step(&f, 0, &report), 0);
+    assert_int_equal(step_fixture_run(&f, 0, &report), 0);
     assert_int_equal(report.skipped, 1);
     assert_int_equal(f.step.faults, 1);
     memcpy(weight, kept, (size_t)n * sizeof *kept);
     assert_int_equal(model_weights_changed(&f.step.model), 0);
-    assert_int_equal(one_step(&f, 1, &report), 0);
+    assert_int_equal(step_fixture_run(&f, 1, &report), 0);
     assert_int_equal(report.skipped, 0);
     assert_true(report.loss > 0 && weight[0] != kept[0]);
     weight[0] = NAN; /* one more is too many */
     for (int64_t v = 0; v < FIXTURE_VOCAB; v++)
-        weight[v * 48] = NAN;
-    assert_int_equal(one_step(&f, 2, &report), ERR_NUMERIC);
+        weight[v * FIXTURE_HIDDEN] = NAN;
+    assert_int_equal(step_fixture_run(&f, 2, &report), ERR_NUMERIC);
     err_clear();
     free(kept);
-    fixture_close(&f);
+    step_fixture_close(&f);
 }
 
 /* ---- saving, and runs that begin with what another has saved ---- */
 
 /* What saves and loads the fixture's state, in the folder of that name. */
-static struct saving saving_of(struct fixture *f, const char *name)
+static struct saving saving_of(struct step_fixture *f, const char *name)
 {
     static struct metrics metrics;
-    struct saving saving = {.cfg = f->cfg, .comm = &f->comm, .step = &f->step, .metrics = &metrics, .saved = -1};
+    struct saving saving = {.cfg = f->cfg, .comm = &the_comm, .step = &f->step, .metrics = &metrics, .saved = -1};
     (void)snprintf(f->cfg->run.dir, CONFIG_TEXT_MAX, "%s/%s", the_folder, name);
     return saving;
 }
 
-static void save(struct fixture *f, const char *name, int64_t done)
+static void save(struct step_fixture *f, const char *name, int64_t done)
 {
     struct saving saving = saving_of(f, name);
-    assert_int_equal(ckpt_open_run_dir(&f->comm, f->cfg->run.dir, &saving.folder), 0);
+    assert_int_equal(ckpt_open_run_dir(&the_comm, f->cfg->run.dir, &saving.folder), 0);
     assert_int_equal(saving_open(&saving), 0);
     assert_int_equal(saving_last(&saving, done), 0);
     saving_close(&saving);
 }
 
 /* Begins as checkpoint.init_from says, and does the first step. */
-static void begin_and_step(struct fixture *f, bool optimizer, struct step_report *report)
+static void begin_and_step(struct step_fixture *f, bool optimizer, struct step_report *report)
 {
     struct saving saving = saving_of(f, "branch");
     (void)snprintf(f->cfg->checkpoint.init_from, CONFIG_TEXT_MAX, "%s/base/step-00000003", the_folder);
     f->cfg->checkpoint.init_optimizer = optimizer;
     assert_int_equal(saving_begin(&saving), 0);
     assert_int_equal(loader_seek(f->loader, 0), 0);
-    assert_int_equal(one_step(f, 0, report), 0);
+    assert_int_equal(step_fixture_run(f, 0, report), 0);
 }
 
 /* Whether this rank's weights and optimizer state are the same in both. */
-static bool same_state(const struct fixture *a, const struct fixture *b)
+static bool same_state(const struct step_fixture *a, const struct step_fixture *b)
 {
     bool same = true;
     for (int u = 0; u < a->step.params.n_units; u++) {
@@ -414,18 +353,18 @@ static bool same_state(const struct fixture *a, const struct fixture *b)
 static void a_branch_goes_on_as_its_run_would(void **state)
 {
     (void)state;
-    struct fixture base, branch, resumed;
+    struct step_fixture base, branch, resumed;
     struct step_report expected, report;
     struct ckpt_meta meta;
     char folder[2 * FIXTURE_PATH_BYTES];
-    fixture_open(&base, COMPUTE_FP32, 1);
-    fixture_open(&branch, COMPUTE_FP32, 1);
-    fixture_open(&resumed, COMPUTE_FP32, 1);
+    open_step(&base, COMPUTE_FP32, 1);
+    open_step(&branch, COMPUTE_FP32, 1);
+    open_step(&resumed, COMPUTE_FP32, 1);
     for (int64_t i = 0; i < 3; i++)
-        assert_int_equal(one_step(&base, i, &expected), 0);
+        assert_int_equal(step_fixture_run(&base, i, &expected), 0);
     save(&base, "base", 3);
     assert_int_equal(loader_seek(base.loader, 0), 0);
-    assert_int_equal(one_step(&base, 3, &expected), 0);
+    assert_int_equal(step_fixture_run(&base, 3, &expected), 0);
     for (int i = 0; i < 2; i++) {
         begin_and_step(&branch, true, &report);
         assert_true(report.loss == expected.loss && report.grad_norm == expected.grad_norm);
@@ -438,16 +377,16 @@ static void a_branch_goes_on_as_its_run_would(void **state)
     assert_int_equal(state_load(&resumed.step, folder, &meta), 0);
     ckpt_meta_free(&meta);
     assert_int_equal(loader_seek(resumed.loader, 1), 0);
-    assert_int_equal(one_step(&resumed, 1, &report), 0);
-    assert_int_equal(one_step(&branch, 1, &report), 0);
+    assert_int_equal(step_fixture_run(&resumed, 1, &report), 0);
+    assert_int_equal(step_fixture_run(&branch, 1, &report), 0);
     assert_true(same_state(&branch, &resumed));
     begin_and_step(&branch, false, &report);
     assert_true(report.loss == expected.loss);
     assert_false(same_state(&base, &branch));
     assert_int_equal(branch.step.optim_steps_before, 0);
-    fixture_close(&base);
-    fixture_close(&branch);
-    fixture_close(&resumed);
+    step_fixture_close(&base);
+    step_fixture_close(&branch);
+    step_fixture_close(&resumed);
 }
 
 int main(int argc, char **argv)
@@ -471,10 +410,12 @@ int main(int argc, char **argv)
         (void)snprintf(path, sizeof path, "%s/a.h5", the_folder);
         if (rc == 0) rc = fixture_write(path, 400, 1, FIXTURE_VOCAB);
     }
+    if (rc == 0) rc = device_open(&the_dev, DEVICE_CPU, 0, 1);
     if (comm_agree(&the_comm, rc) != 0) return 1;
     if (comm_bcast(&the_comm, the_folder, sizeof the_folder, 0) != 0) return 1;
     const int failed = cmocka_run_group_tests(tests, NULL, NULL);
     if (comm_barrier(&the_comm) == 0 && the_comm.rank == 0) fixture_remove(the_folder);
+    device_close(&the_dev);
     comm_close(&the_comm);
     return failed;
 }
