@@ -41,11 +41,14 @@ static int report(struct saving *s, int rc)
         return rc;
     }
     s->saved = s->started;
-    const double write_s = ckpt_save_write_s(s->ckpt);
-    log_info("checkpoint: %s/step-%08lld in %.1f s, %.1f s of them to disk; training stood still %.2f s",
-             s->cfg->run.dir, (long long)s->saved, all_s, write_s, stall_s);
+    const struct ckpt_written written = ckpt_save_written(s->ckpt);
+    const double gib = (double)written.bytes / 0x1p30;
+    log_info("checkpoint: %s/step-%08lld, %.2f GiB, in %.1f s, %.1f s of them to disk (%.2f GiB/s); training stood "
+             "still %.2f s",
+             s->cfg->run.dir, (long long)s->saved, gib, all_s, written.s, gib / written.s, stall_s);
     return metrics_event(s->metrics, "checkpoint", s->saved,
-                         json_pack("{s:f, s:f, s:f}", "s", all_s, "write_s", write_s, "stall_s", stall_s));
+                         json_pack("{s:f, s:f, s:f, s:I}", "s", all_s, "write_s", written.s, "stall_s", stall_s,
+                                   "bytes", (json_int_t)written.bytes));
 }
 
 /* Waits for the save under way, if any, and reports it. Collective. */

@@ -29,8 +29,8 @@ save() { # save NAME async: appends "seconds stalled whole bytes" of the save at
     rm -rf "$folder/run"
     mpirun --oversubscribe --bind-to none -n 2 build/tatara train configs/quickstart.yaml "run.dir=$folder/run" \
         "${words[@]}" "checkpoint.async=$2" >/dev/null 2>"$folder/run.log" || { tail -n 3 "$folder/run.log" >&2; exit 1; }
-    jq -r 'select(.event == "checkpoint" and .step == 3) | "\(.write_s) \(.stall_s) \(.s)"' "$folder/run/metrics.jsonl" |
-        sed "s/\$/ $(du -bs "$folder"/run/step-* | awk '{ print $1 }')/" >>"$folder/run.$1"
+    jq -r 'select(.event == "checkpoint" and .step == 3) | "\(.write_s) \(.stall_s) \(.s) \(.bytes)"' \
+        "$folder/run/metrics.jsonl" >>"$folder/run.$1"
 }
 
 raw() { # raw BYTES: seconds that two processes take to write half of them each

@@ -83,8 +83,12 @@ int ckpt_save_start(struct ckpt_saver *saver, const struct ckpt_meta *meta, cons
                     struct ckpt_keep keep, int (*fill)(void *context), void *context);
 /* Whether a save is under way; the same on all ranks. */
 bool ckpt_save_busy(const struct ckpt_saver *saver);
-/* Seconds that the slowest rank took to bring its file of the last save to disk. */
-double ckpt_save_write_s(const struct ckpt_saver *saver);
+/* How the ranks' files of the last save came to disk: in so many seconds on the slowest rank, and their bytes together. */
+struct ckpt_written {
+    double s;
+    int64_t bytes;
+};
+struct ckpt_written ckpt_save_written(const struct ckpt_saver *saver);
 /* Whether this rank would not have to wait in ckpt_save_advance. Not collective, and cheap. */
 bool ckpt_save_ready(const struct ckpt_saver *saver);
 /* Completes what this rank's thread does, and begins what comes next, if anything: else the save has ended, well or with

@@ -52,11 +52,11 @@ struct ckpt_saver {
     char temp[CKPT_PATH_MAX], final[CKPT_PATH_MAX];
     bool begun; /* on rank 0: temp is there and is ours to remove */
     enum present present;
-    int64_t *mine, *all;     /* [n][SLAB_FIELDS] of each slab; all: of every rank, on rank 0 */
-    uint64_t *digest;        /* [n], of this rank's parts */
-    double write_s;          /* that its file took; after the gathering, the slowest rank's */
-    struct ckpt_file file;   /* this rank's */
-    struct ckpt_file *files; /* of every rank, on rank 0, with room for the index */
+    int64_t *mine, *all;         /* [n][SLAB_FIELDS] of each slab; all: of every rank, on rank 0 */
+    uint64_t *digest;            /* [n], of this rank's parts */
+    struct ckpt_written written; /* this rank's; after the gathering, all ranks' */
+    struct ckpt_file file;       /* this rank's */
+    struct ckpt_file *files;     /* of every rank, on rank 0, with room for the index */
 };
 
 /* ---- prepare ---- */
@@ -287,7 +287,7 @@ static void *write_thread(void *saver)
     const double began_s = now_s();
     if (rc == 0)
         rc = ckpt_write_rank_file(save->temp, save->comm->rank, save->slabs, save->n, &save->file, save->digest);
-    save->write_s = now_s() - began_s;
+    save->written = (struct ckpt_written){now_s() - began_s, save->file.bytes};
     for (int i = 0; i < save->n; i++)
         save->mine[SLAB_FIELDS * i + SLAB_DIGEST] = (int64_t)save->digest[i];
     err_take(&save->outcome, rc);
@@ -406,9 +406,9 @@ bool ckpt_save_busy(const struct ckpt_saver *save)
     return save->phase != PHASE_IDLE;
 }
 
-double ckpt_save_write_s(const struct ckpt_saver *save)
+struct ckpt_written ckpt_save_written(const struct ckpt_saver *save)
 {
-    return save->write_s;
+    return save->written;
 }
 
 bool ckpt_save_ready(const struct ckpt_saver *save)
@@ -421,7 +421,8 @@ static int gather(struct ckpt_saver *save)
 {
     const bool first = save->comm->rank == 0;
     TRY(comm_agree(save->comm, end_phase(save)));
-    TRY(comm_max_f64(save->comm, &save->write_s, 1));
+    TRY(comm_max_f64(save->comm, &save->written.s, 1));
+    TRY(comm_sum_i64(save->comm, &save->written.bytes, 1));
     TRY(comm_gather(save->comm, &save->file, save->files, sizeof save->file));
     TRY(comm_gather(save->comm, save->mine, save->all, SLAB_FIELDS * (size_t)save->n * sizeof *save->mine));
     return comm_agree(save->comm, begin_phase(save, PHASE_COMMIT, first ? commit_thread : NULL));
