@@ -120,6 +120,8 @@ uint64_t ckpt_digest(const float *data, int64_t begin, int64_t end);
 
 /* ---- reading (load.c) ---- */
 
+/* Verifies files first, first + stride, … of the manifest, as many at a time as there are threads: the first failure. */
+int ckpt_verify_files(const char *folder, const struct ckpt_manifest *manifest, int first, int stride, int threads);
 /* ckpt_load with the manifest at hand. */
 int ckpt_read_slabs(const char *folder, const struct ckpt_manifest *manifest, const struct ckpt_slab *slabs, int n);
 

@@ -10,16 +10,29 @@
 
 /* ---- verify ---- */
 
-/* The checks of one rank: the manifest, and every ranks-th file. */
+int ckpt_verify_files(const char *folder, const struct ckpt_manifest *manifest, int first, int stride, int threads)
+{
+    struct err_record failure = {.code = 0};
+    int failed = manifest->n_files;
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (int i = first; i < manifest->n_files; i += stride) {
+        struct err_record outcome;
+        err_take(&outcome, ckpt_file_verify(folder, &manifest->files[i]));
+#pragma omp critical(verify)
+        if (outcome.code != 0 && i < failed) {
+            failed = i;
+            failure = outcome;
+        }
+    }
+    return failure.code != 0 ? err_give(&failure) : 0;
+}
+
+/* The checks of one rank: the manifest, and every ranks-th file. By one thread: the ranks of a node are several. */
 static int verify_share(const char *folder, int rank, int ranks)
 {
-    int rc = 0;
     struct ckpt_manifest manifest;
     TRY(ckpt_manifest_read(folder, &manifest));
-    for (int i = rank; i < manifest.n_files; i += ranks) {
-        TRY_GOTO(ckpt_file_verify(folder, &manifest.files[i]), done);
-    }
-done:
+    const int rc = ckpt_verify_files(folder, &manifest, rank, ranks, 1);
     ckpt_manifest_free(&manifest);
     return rc;
 }
