@@ -20,6 +20,12 @@
 #define BOUND_FP32 1e-5
 #define BOUND_BF16 2e-2
 #define BOUND_STEP_LOSS 1e-4
+/* Sanitizers look at memory, which no later step uses in another way. */
+#ifdef __SANITIZE_ADDRESS__
+#define STEPS_MAX 3
+#else
+#define STEPS_MAX INT64_MAX
+#endif
 
 /* One test's case. */
 struct row {
@@ -280,7 +286,8 @@ static void test_adamw_steps(void **state)
     double *norms = fixture_read(rig.file, "step_norm", H5T_NATIVE_DOUBLE, steps);
     double *lrs = fixture_read(rig.file, "lr", H5T_NATIVE_DOUBLE, steps);
     double worst = 0;
-    for (int64_t step = 0; step < steps; step++) {
+    int64_t step = 0;
+    for (; step < steps && step < STEPS_MAX; step++) {
         struct step_control control;
         must(zero_begin(z));
         for (int64_t micro = 0; micro < micros; micro++) {
@@ -298,7 +305,7 @@ static void test_adamw_steps(void **state)
         must(optim_update(z, rig.cfg, step, step));
         must(model_weights_changed(&rig.step.model));
     }
-    print_message("%d steps, largest difference of a loss %.2e\n", (int)steps, worst);
+    print_message("%d steps, largest difference of a loss %.2e\n", (int)step, worst);
     free(losses);
     free(norms);
     free(lrs);
