@@ -174,7 +174,7 @@ int saving_begin(struct saving *s)
     const char *folder = s->cfg->checkpoint.init_from;
     s->step->grad_norm = s->step->loss_mean = s->step->loss_variance = 0;
     s->step->loss_seen = s->step->optim_steps_before = s->step->faults = s->step->batches_skipped = 0;
-    TRY(step_start(s->step, true));
+    TRY(step_start(s->step, folder[0] == '\0'));
     return folder[0] ? init_from(s, folder) : 0;
 }
 

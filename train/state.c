@@ -295,6 +295,8 @@ int state_begin_from(struct step *step, const char *folder, const struct ckpt_me
         step->grad_norm = meta->grad_norm;
         step->optim_steps_before = meta->optim_steps;
         TRY(step_resume(step, 0));
+    } else {
+        TRY(zero_clear_moments(&step->zero));
     }
     return ready(step);
 }

@@ -23,8 +23,8 @@ void state_saver_close(struct state_saver *saver);
  * all ranks. ERR_DATA when it is of another model. Collective. */
 int state_load(struct step *step, const char *folder, const struct ckpt_meta *meta);
 /* Begins another run, at step 0, with the weights of a verified checkpoint and, when asked, its optimizer state: both
- * moments, how many steps they have seen, and the norm of the last gradient, from which the next scale follows.
- * Collective. */
+ * moments, how many steps they have seen, and the norm of the last gradient, from which the next scale follows; else the
+ * moments are zero. Collective. */
 int state_begin_from(struct step *step, const char *folder, const struct ckpt_meta *meta, bool optimizer);
 /* Reads only the weights, into a model laid out for sampling. Not collective. */
 int state_load_weights(struct model *model, const char *folder, const struct ckpt_meta *meta);

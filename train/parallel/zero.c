@@ -98,6 +98,15 @@ static int init_unit(struct zero *z, int unit, float *buffer)
     return 0;
 }
 
+int zero_clear_moments(struct zero *z)
+{
+    for (int u = 0; u < z->params->n_units; u++) {
+        TRY(op_fill(z->dev, z->m[u], 0));
+        TRY(op_fill(z->dev, z->v[u], 0));
+    }
+    return 0;
+}
+
 int zero_init(struct zero *z)
 {
     int rc = 0;
@@ -105,10 +114,7 @@ int zero_init(struct zero *z)
     if (!buffer) FAIL(ERR_SYSTEM, "out of memory for %lld initial weights", (long long)INIT_ELEMS);
     for (int u = 0; u < z->params->n_units; u++)
         TRY_GOTO(init_unit(z, u, buffer), done);
-    for (int u = 0; u < z->params->n_units; u++) {
-        TRY_GOTO(op_fill(z->dev, z->m[u], 0), done);
-        TRY_GOTO(op_fill(z->dev, z->v[u], 0), done);
-    }
+    TRY_GOTO(zero_clear_moments(z), done);
     TRY_GOTO(zero_gather(z), done);
 done:
     free(buffer);

@@ -53,7 +53,10 @@ int zero_set_control(struct zero *zero, struct step_control control);
 /* How the last step stands, once it is done: the host waits for it. Collective in effect. */
 int zero_control(struct zero *zero, struct step_control *control);
 
-/* Initial weights: fills this rank's master weights, and then everyone's weights from them. Collective. */
+/* Sets both of AdamW's moments to zero. Not collective. */
+int zero_clear_moments(struct zero *zero);
+/* Initial weights, and moments of zero: fills this rank's master weights, and then everyone's weights from them.
+ * Collective. */
 int zero_init(struct zero *zero);
 /* Rounds this rank's master weights to the compute type and starts gathering everyone's. Collective. */
 int zero_gather(struct zero *zero);
