@@ -56,7 +56,7 @@ static int put(int fd, struct chunk chunk)
     while (chunk.begin < chunk.end) {
         const ssize_t written = pwrite(fd, chunk.data, (size_t)(chunk.end - chunk.begin), chunk.begin);
         if (written < 0 && errno == EINTR) continue;
-        if (written < 0) return errno;
+        if (written <= 0) return written < 0 ? errno : ENOSPC;
         chunk.data += written;
         chunk.begin += written;
     }
@@ -113,13 +113,15 @@ static void *writer(void *context)
 static int put_rest(const struct disk *disk)
 {
     int error = 0;
+    bool both = false;
     for (int i = 0; i < disk->n && error == 0; i++) {
         const struct ckpt_extent *extent = &disk->extents[i];
         const struct chunk all = bulk(disk, extent);
+        both |= disk->direct >= 0 && all.begin < all.end;
         error = put(disk->fd, part(extent, extent->begin, all.begin));
         if (error == 0) error = put(disk->fd, part(extent, all.end, extent->begin + extent->bytes));
     }
-    if (error == 0 && disk->direct >= 0 && fdatasync(disk->fd) != 0) error = errno;
+    if (error == 0 && both && fdatasync(disk->fd) != 0) error = errno;
     return error;
 }
 
