@@ -11,6 +11,9 @@
 
 #define DOING "cannot be written"
 
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
+               "floats are written as they lie in memory, as H5T_IEEE_F32LE");
+
 /* What all datasets of a file are created with. */
 struct writer {
     const char *path;
