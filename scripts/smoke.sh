@@ -71,7 +71,7 @@ check_machine() {
     else
         while read -r line; do
             missing+=("the program's library ${line%% *} is not found: set LD_LIBRARY_PATH")
-        done < <(ldd "$program" | grep 'not found' || true)
+        done < <(ldd "$program" | grep 'not found')
         for line in libcublasLt libnccl; do
             ldd "$program" | grep -q "$line" || missing+=("$program does not use $line: build with -DTATARA_CUDA=ON")
         done
