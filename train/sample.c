@@ -44,6 +44,7 @@ struct candidate {
 
 struct sampling {
     struct sampler_options options;
+    char ckpt[CKPT_PATH_MAX]; /* the folder that was chosen */
     struct config *cfg;
     struct ckpt_meta meta;
     struct tokenizer *tokenizer;
@@ -106,7 +107,7 @@ static int open_model(struct sampling *s, int64_t longest)
     TRY(run_vocab(s->cfg, &s->vocab_size, &tokenizer_of_file));
     if (s->meta.tokenizer_id != tokenizer_of_file) {
         FAIL(ERR_DATA, "%s is not the tokenizer that %s was trained with; name that one with --tokenizer",
-             s->cfg->data.tokenizer, s->options.ckpt);
+             s->cfg->data.tokenizer, s->ckpt);
     }
     TRY(params_open(&s->params, s->cfg, s->vocab_size, 1));
     struct arena measure = arena_measure(&s->dev);
@@ -120,7 +121,7 @@ static int open_model(struct sampling *s, int64_t longest)
         s->dev.workspace = arena_take(arena, ARENA_WORK, s->dev.workspace_bytes);
     }
     TRY(model_start(&s->model));
-    return state_load_weights(&s->model, s->options.ckpt, &s->meta);
+    return state_load_weights(&s->model, s->ckpt, &s->meta);
 }
 
 /* Tokens of all prompts, EOS before each (as between training documents); their greatest number in *longest. */
@@ -205,12 +206,13 @@ static int print_all(struct sampling *s)
 static int sample_run(struct sampling *s, struct comm *comm)
 {
     int64_t longest = 1, made = 0;
-    TRY(ckpt_verify(comm, s->options.ckpt));
-    TRY(ckpt_read_meta(s->options.ckpt, &s->meta));
-    TRY(config_parse(s->cfg, s->options.ckpt, s->meta.config_yaml, strlen(s->meta.config_yaml)));
+    TRY(ckpt_choose(s->options.ckpt, s->ckpt));
+    TRY(ckpt_verify(comm, s->ckpt));
+    TRY(ckpt_read_meta(s->ckpt, &s->meta));
+    TRY(config_parse(s->cfg, s->ckpt, s->meta.config_yaml, strlen(s->meta.config_yaml)));
     if (s->options.tokenizer) snprintf(s->cfg->data.tokenizer, CONFIG_TEXT_MAX, "%s", s->options.tokenizer);
     if (s->cfg->data.tokenizer[0] == '\0') {
-        FAIL(ERR_USAGE, "%s was trained without a tokenizer; name one with --tokenizer", s->options.ckpt);
+        FAIL(ERR_USAGE, "%s was trained without a tokenizer; name one with --tokenizer", s->ckpt);
     }
     TRY(tokenizer_open(&s->tokenizer, s->cfg->data.tokenizer));
     TRY(device_choose(&s->dev, s->options.device, comm->cores, comm));
@@ -253,7 +255,7 @@ static void usage(void)
          "\n"
          "Continues each prompt (several at once; none: an empty one) with the model of a checkpoint.\n"
          "\n"
-         "  --ckpt FOLDER        a checkpoint, for example runs/ja/step-00001000\n"
+         "  --ckpt FOLDER        a checkpoint, or a run's folder, whose newest checkpoint it is\n"
          "  --prompt TEXT        may be repeated, up to 64 times\n"
          "  --tokens N           at most so many new tokens each (default 200)\n"
          "  --temperature T      0: always the likeliest token (default 0.8)\n"

@@ -107,6 +107,21 @@ class Sample(lib.Case):
         lib.flip_bit(copy / "rank-00001.h5", (copy / "rank-00001.h5").stat().st_size // 2)
         self.assertFails(self.run_sample(checkpoint=copy), "data", copy / "rank-00001.h5", "checksum")
 
+    def test_folder_of_run(self):
+        """A run's folder stands for its newest complete checkpoint; one that is not complete is passed over by name."""
+        run = self.dir / "run"
+        shutil.copytree(self.checkpoint, run / "step-00000120")
+        shutil.copytree(self.checkpoint, run / "step-00000130")
+        (run / "step-00000130/rank-00000.h5").unlink()
+        result = self.run_sample("--temperature", 0, "--tokens", self.TOKENS, "--prompt", PROMPTS[0], checkpoint=run)
+        self.assertEqual([result.stdout], [text + "\n" for text in self.sample(PROMPTS[0])], result)
+        self.assertIn(f"warning: {run}/step-00000130: passed over", result.stderr)
+        self.assertIn(f"{run}/step-00000120: the newest checkpoint", result.stderr)
+        shutil.rmtree(run / "step-00000120")
+        self.assertFails(self.run_sample(checkpoint=run), "data", run, "none of its 1 checkpoints")
+        shutil.rmtree(run / "step-00000130")
+        self.assertFails(self.run_sample(checkpoint=run), "data", run, "neither a checkpoint")
+
     def test_another_tokenizer(self):
         other = lib.other_tokenizer(self.dir)
         self.assertFails(self.run_sample("--tokenizer", other), "data", other, "--tokenizer")

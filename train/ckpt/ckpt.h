@@ -104,6 +104,9 @@ void ckpt_saver_close(struct ckpt_saver *saver);
  * one that does not and why. found is "" when there is none at all; ERR_DATA when there are some and none verifies. Collective. */
 int ckpt_find_newest(struct comm *comm, const char *run_dir, int64_t from, int64_t upto, int64_t every,
                      char found[CKPT_PATH_MAX]);
+/* The checkpoint that a person means by `path`: that folder, or the newest complete one of the run in it, which is said.
+ * ERR_DATA when there is neither. Not collective. */
+int ckpt_choose(const char *path, char folder[CKPT_PATH_MAX]);
 /* Verifies one checkpoint folder: ERR_DATA naming the file, what is wrong and what to do. Collective. */
 int ckpt_verify(struct comm *comm, const char *folder);
 /* Reads the metadata. Any one rank; not collective. */

@@ -122,6 +122,37 @@ static bool is_complete(const char *folder)
     return complete;
 }
 
+/* The newest complete checkpoint of a run's folder, and a warning for each newer one that is not; "" when there is none. */
+static int newest_complete(const char *run_dir, const int64_t *steps, int n, char folder[CKPT_PATH_MAX])
+{
+    for (int i = n - 1; i >= 0; i--) {
+        TRY(ckpt_step_path(folder, run_dir, steps[i]));
+        if (is_complete(folder)) return 0;
+        log_warn("%s: passed over, it is not complete; `tatara ckpt verify %s` says why", folder, folder);
+    }
+    FAIL(ERR_DATA, "%s: none of its %d checkpoints is complete; restore one from a copy", run_dir, n);
+}
+
+int ckpt_choose(const char *path, char folder[CKPT_PATH_MAX])
+{
+    char manifest[CKPT_PATH_MAX];
+    int64_t *steps = NULL;
+    int n = 0;
+    TRY(ckpt_path(manifest, path, CKPT_MANIFEST));
+    snprintf(folder, CKPT_PATH_MAX, "%s", path);
+    if (access(manifest, F_OK) == 0) return 0;
+    TRY(ckpt_list_steps(path, &steps, &n));
+    const int rc = n > 0 ? newest_complete(path, steps, n, folder) : 0;
+    free(steps);
+    TRY(rc);
+    if (n == 0) {
+        FAIL(ERR_DATA,
+             "%s is neither a checkpoint, which has a " CKPT_MANIFEST ", nor a run's folder, which holds some", path);
+    }
+    log_info("%s: the newest checkpoint of %s", folder, path);
+    return 0;
+}
+
 static int discard_step(const struct ckpt_run *run, int64_t step)
 {
     char folder[CKPT_PATH_MAX], doomed[CKPT_PATH_MAX];
