@@ -33,13 +33,16 @@ enum reduce { REDUCE_EXACT, REDUCE_FAST };
 enum on_fault { ON_FAULT_STOP, ON_FAULT_SKIP, ON_FAULT_REWIND };
 enum device_choice { CHOOSE_AUTO, CHOOSE_CPU, CHOOSE_CUDA };
 
+/* What another value at a resume does (options.def has the meanings). */
+enum config_change { CHANGE_HARMLESS, CHANGE_COURSE, CHANGE_FUNCTION };
+
 #define SECTION(name, help) struct config_##name {
-#define INT(section, key, def, min, max, unit, help) int64_t key;
-#define NUM(section, key, def, min, max, unit, help) double key;
-#define BOOL(section, key, def, help) bool key;
-#define STR(section, key, def, help) char key[CONFIG_TEXT_MAX];
-#define CHOICE(section, key, def, choices, help) int key;
-#define DATASETS(section, key, help) struct dataset_list key;
+#define INT(section, key, def, min, max, unit, change, help) int64_t key;
+#define NUM(section, key, def, min, max, unit, change, help) double key;
+#define BOOL(section, key, def, change, help) bool key;
+#define STR(section, key, def, change, help) char key[CONFIG_TEXT_MAX];
+#define CHOICE(section, key, def, choices, change, help) int key;
+#define DATASETS(section, key, change, help) struct dataset_list key;
 /* clang-format off */
 #define SECTION_END(name) };
 /* clang-format on */
@@ -66,6 +69,20 @@ int config_check_for_training(const struct config *cfg);
 bool config_rewinds(const struct config *cfg);
 /* The whole effective configuration as YAML that config_parse reads back to the same bits. The caller frees *text. */
 int config_to_yaml(const struct config *cfg, char **text);
+/* An option whose value differs between two configurations. The texts are valid during the call only. */
+struct config_difference {
+    const char *name; /* "optim.lr" */
+    enum config_change change;
+    const char *effect;       /* for a person; "" when the change is harmless */
+    const char *before, *now; /* the values as YAML */
+};
+/* Calls `each` for every option that differs, in the order of options.def, until it fails. */
+int config_compare(const struct config *before, const struct config *now,
+                   int (*each)(void *context, const struct config_difference *difference), void *context);
+/* run.allow_changes names only keys of CHANGE_FUNCTION. ERR_CONFIG. */
+int config_check_allowed(const struct config *cfg);
+/* Whether run.allow_changes names this key. */
+bool config_allows(const struct config *cfg, const char *name);
 /* Prints the effective configuration compactly on stdout, a paragraph a section, in the form of key=value words. */
 void config_print(const struct config *cfg);
 /* One log_warn for each hyper-parameter outside the range of known training recipes, saying the range and who used it.

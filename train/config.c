@@ -126,6 +126,7 @@ int config_check(const struct config *cfg)
     }
     TRY(schedule_check(cfg));
     TRY(data_check(cfg));
+    TRY(config_check_allowed(cfg));
     if (cfg->run.dir[0] == '\0') FAIL(ERR_CONFIG, "run.dir is empty: name a folder for the run's files");
     if (cfg->checkpoint.resume[0] == '\0') {
         FAIL(ERR_CONFIG, "checkpoint.resume is empty: use auto, never, or a checkpoint's folder");

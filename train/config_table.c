@@ -8,20 +8,42 @@
 #define NUMBER_MAX 40 /* bytes of a double as text */
 #define WHOLE_MAX 1e9 /* below it whole doubles are written without an exponent */
 
+/* What a change at a resume does, as the column of that name says it. */
+#define HARMLESS            \
+    {                       \
+        CHANGE_HARMLESS, "" \
+    }
+#define COURSE(what)          \
+    {                         \
+        CHANGE_COURSE, (what) \
+    }
+#define FUNCTION                                              \
+    {                                                         \
+        CHANGE_FUNCTION, "the same weights are another model" \
+    }
+
 static const struct option options[OPTION_COUNT] = {
 #define ROW(sec, name, type) \
     .section = #sec, .key = #name, .kind = (type), .offset = offsetof(struct config, sec.name)
-#define INT(sec, name, def, min, max, of, what)                          \
-    {ROW(sec, name, OPTION_INT), .int_default = (def), .int_min = (min), \
-     .int_max = (max),           .unit = (of),         .help = (what)},
-#define NUM(sec, name, def, min, max, of, what)                          \
-    {ROW(sec, name, OPTION_NUM), .num_default = (def), .num_min = (min), \
-     .num_max = (max),           .unit = (of),         .help = (what)},
-#define BOOL(sec, name, def, what) {ROW(sec, name, OPTION_BOOL), .int_default = (def), .unit = "", .help = (what)},
-#define STR(sec, name, def, what) {ROW(sec, name, OPTION_STR), .text = (def), .unit = "", .help = (what)},
-#define CHOICE(sec, name, def, words, what) \
-    {ROW(sec, name, OPTION_CHOICE), .int_default = (def), .text = (words), .unit = "", .help = (what)},
-#define DATASETS(sec, name, what) {ROW(sec, name, OPTION_DATASETS), .unit = "", .help = (what)},
+#define INT(sec, name, def, min, max, of, effect, what)                                                  \
+    {ROW(sec, name, OPTION_INT), .int_default = (def), .int_min = (min), .int_max = (max), .unit = (of), \
+     .change = effect,           .help = (what)},
+#define NUM(sec, name, def, min, max, of, effect, what)                                                  \
+    {ROW(sec, name, OPTION_NUM), .num_default = (def), .num_min = (min), .num_max = (max), .unit = (of), \
+     .change = effect,           .help = (what)},
+#define BOOL(sec, name, def, effect, what) \
+    {ROW(sec, name, OPTION_BOOL), .int_default = (def), .unit = "", .change = effect, .help = (what)},
+#define STR(sec, name, def, effect, what) \
+    {ROW(sec, name, OPTION_STR), .text = (def), .unit = "", .change = effect, .help = (what)},
+#define CHOICE(sec, name, def, words, effect, what) \
+    {ROW(sec, name, OPTION_CHOICE),                 \
+     .int_default = (def),                          \
+     .text = (words),                               \
+     .unit = "",                                    \
+     .change = effect,                              \
+     .help = (what)},
+#define DATASETS(sec, name, effect, what) \
+    {ROW(sec, name, OPTION_DATASETS), .unit = "", .change = effect, .help = (what)},
 #include "options.def"
 };
 

@@ -8,6 +8,12 @@
 
 enum option_kind { OPTION_INT, OPTION_NUM, OPTION_BOOL, OPTION_STR, OPTION_CHOICE, OPTION_DATASETS };
 
+/* What it does to a run when the value is another at a resume than in the checkpoint. */
+struct option_change {
+    enum config_change kind;
+    const char *effect; /* for a person; "" when it is harmless */
+};
+
 struct option {
     const char *section, *key;
     enum option_kind kind;
@@ -16,6 +22,7 @@ struct option {
     double num_default, num_min, num_max;
     const char *text; /* STR: the default; CHOICE: the words with bars between */
     const char *unit, *help;
+    struct option_change change;
 };
 
 struct section {
@@ -24,12 +31,12 @@ struct section {
 
 enum {
     OPTION_COUNT = 0
-#define INT(section, key, def, min, max, unit, help) +1
-#define NUM(section, key, def, min, max, unit, help) +1
-#define BOOL(section, key, def, help) +1
-#define STR(section, key, def, help) +1
-#define CHOICE(section, key, def, choices, help) +1
-#define DATASETS(section, key, help) +1
+#define INT(section, key, def, min, max, unit, change, help) +1
+#define NUM(section, key, def, min, max, unit, change, help) +1
+#define BOOL(section, key, def, change, help) +1
+#define STR(section, key, def, change, help) +1
+#define CHOICE(section, key, def, choices, change, help) +1
+#define DATASETS(section, key, change, help) +1
 #include "options.def"
     ,
     SECTION_COUNT = 0

@@ -121,6 +121,13 @@ static void option_help(const struct option *option, const struct config *defaul
     option_write(stdout, option, defaults);
     printf("\n      ");
     paragraph_add_text(&p, option->help);
+    if (option->change.kind == CHANGE_FUNCTION)
+        paragraph_add_text(&p, "(another value at a resume: only with run.allow_changes)");
+    if (option->change.kind == CHANGE_COURSE) {
+        paragraph_add_text(&p, "(another value at a resume changes:");
+        paragraph_add_text(&p, option->change.effect);
+        printf(")");
+    }
     putchar('\n');
 }
 

@@ -328,6 +328,7 @@ static void combinations_mend(struct config *cfg)
     cfg->optim.min_lr = cfg->optim.lr / 3;
     cfg->optim.warmup_steps = cfg->optim.decay_steps = 0;
     cfg->run.stop_at = 0;
+    memset(cfg->run.allow_changes, 0, sizeof cfg->run.allow_changes);
     cfg->log.eval_every = 0;
     if (cfg->run.dir[0] == '\0') cfg->run.dir[0] = 'x';
     if (cfg->checkpoint.resume[0] == '\0') cfg->checkpoint.resume[0] = 'x';
