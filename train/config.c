@@ -94,7 +94,8 @@ static int schedule_check(const struct config *cfg)
 {
     const struct config_optim *o = &cfg->optim;
     const long long steps = cfg->run.steps, warmup = o->warmup_steps, decay = o->decay_steps;
-    if (o->min_lr > o->lr) {
+    const bool decays = o->schedule != SCHEDULE_CONSTANT && !(o->schedule == SCHEDULE_WSD && decay == 0);
+    if (decays && o->min_lr > o->lr) {
         FAIL(ERR_CONFIG, "optim.min_lr (%g) is above optim.lr (%g): the learning rate decays from lr to min_lr",
              o->min_lr, o->lr);
     }

@@ -18,6 +18,7 @@ struct recipe {
     double low, high;                 /* inclusive */
     double from_params, below_params; /* the sizes of model that the range holds for */
     const char *who, *why;
+    double continued_low; /* in place of low, where the run begins with a model's weights; 0: the same */
 };
 
 /* Parameters of the matrices: enough to tell a small model from a large one. */
@@ -35,9 +36,25 @@ static double batch_tokens(const struct config *cfg)
     return (double)cfg->batch.global * (double)cfg->model.seq_len;
 }
 
-static double warmup_share(const struct config *cfg)
+/* Whether the run goes on from AdamW's moments of another one, as a branch does. */
+static bool has_moments(const struct config *cfg)
 {
-    return (double)cfg->optim.warmup_steps / (double)cfg->run.steps;
+    const char *resume = cfg->checkpoint.resume;
+    return cfg->checkpoint.init_optimizer || (strcmp(resume, "auto") != 0 && strcmp(resume, "never") != 0);
+}
+
+/* Whether it goes on from the weights of another one, at least. */
+static bool is_continued(const struct config *cfg)
+{
+    return has_moments(cfg) || cfg->checkpoint.init_from[0] != '\0';
+}
+
+/* Whether the learning rate decays. The trunk of a WSD run, from whose checkpoints decays branch off, does nowhere, or
+ * in its last step alone, as Megatron-LM has it. */
+static bool decays(const struct config *cfg)
+{
+    if (cfg->optim.schedule == SCHEDULE_CONSTANT || cfg->optim.lr == 0) return false;
+    return cfg->optim.schedule != SCHEDULE_WSD || cfg->optim.decay_steps > 1;
 }
 
 static double decay_share(const struct config *cfg)
@@ -48,10 +65,12 @@ static double decay_share(const struct config *cfg)
 /* 0, which no range excludes, where the learning rate does not decay. */
 static double final_lr_share(const struct config *cfg)
 {
-    return cfg->optim.schedule == SCHEDULE_CONSTANT || cfg->optim.lr == 0 ? 0 : cfg->optim.min_lr / cfg->optim.lr;
+    return decays(cfg) ? cfg->optim.min_lr / cfg->optim.lr : 0;
 }
 
 #define ANY_SIZE .from_params = 0, .below_params = INFINITY
+/* What is learnt already is not to be overwritten: continued pre-training takes down to a hundredth of the learning rate. */
+#define CONTINUED_LOW .continued_low = 1e-6
 
 static const struct recipe recipes[] = {
     {"optim.eps", NULL, 1e-9, 1e-7, ANY_SIZE, "LLM-jp-3 172B and most others use 1e-8",
@@ -66,15 +85,13 @@ static const struct recipe recipes[] = {
     {"optim.clip", NULL, 0.1, 1.0, ANY_SIZE, "LLM-jp-3 172B uses 1, Apertus 70B 0.1",
      "unclipped (0, or a large bound), one bad batch can throw the weights far off"},
     {"optim.lr", NULL, 1e-4, 3e-3, .from_params = 0, .below_params = 1e9, "GPT-3 used 6e-4 at 125M parameters",
-     "small models learn slowly with less and diverge with more"},
+     "small models learn slowly with less and diverge with more", CONTINUED_LOW},
     {"optim.lr", NULL, 5e-5, 1e-3, .from_params = 1e9, .below_params = 2e10,
-     "Fugaku-LLM 13B used 1e-4, LLM-jp-4 8B 3e-4", "less wastes tokens, more ends in spikes"},
+     "Fugaku-LLM 13B used 1e-4, LLM-jp-4 8B 3e-4", "less wastes tokens, more ends in spikes", CONTINUED_LOW},
     {"optim.lr", NULL, 5e-5, 4e-4, .from_params = 2e10, .below_params = INFINITY,
-     "LLM-jp-3 172B used 8e-5, LLM-jp-4 332B-A31B 4e-4", "less wastes tokens, more ends in spikes"},
+     "LLM-jp-3 172B used 8e-5, LLM-jp-4 332B-A31B 4e-4", "less wastes tokens, more ends in spikes", CONTINUED_LOW},
     {"optim.min_lr / optim.lr", final_lr_share, 0, 0.2, ANY_SIZE, "LLM-jp-3 172B decays from 8e-5 to 8e-6, a tenth",
      "ending high leaves loss on the table"},
-    {"optim.warmup_steps / run.steps", warmup_share, 0.0005, 0.25, ANY_SIZE, "LLM-jp-3 172B warms up for 2,000 steps",
-     "Adam's second moment is a poor estimate at first, and full steps with it can spoil the run early"},
     {"model.init_std", NULL, 0.002, 0.04, ANY_SIZE, "GPT-2 and most others use 0.02",
      "too wide saturates the first layers, too narrow stalls deep models"},
     {"model.norm_eps", NULL, 1e-6, 1e-5, ANY_SIZE, "Llama 3 uses 1e-5, Qwen3 1e-6",
@@ -88,10 +105,28 @@ static const struct recipe recipes[] = {
 static const struct recipe wsd_recipe = {"optim.decay_steps / run.steps",
                                          decay_share,
                                          0.02,
-                                         0.5,
+                                         1,
                                          ANY_SIZE,
                                          "MiniCPM found a tenth to be enough",
                                          "most of a WSD run's final gain comes in its decay"};
+
+/* Of a warm-up count the steps that it gives the second moment, whatever the length of the run: 2,000 are never wrong. Short
+ * runs do with a hundredth of their steps, or a quarter, and restored moments need none. */
+static struct recipe warmup_recipe(const struct config *cfg)
+{
+    const int64_t hundredth = cfg->run.steps / 100, quarter = cfg->run.steps / 4;
+    const int64_t least = hundredth < 100 ? hundredth : 100;
+    const int64_t most = quarter < 2000 ? 2000 : quarter < 10000 ? quarter : 10000;
+    return (struct recipe){
+        "optim.warmup_steps",
+        NULL,
+        has_moments(cfg) ? 0 : (double)least,
+        (double)most,
+        ANY_SIZE,
+        "LLM-jp-3 172B and LLM-jp-4 8B warm up for 2,000 steps",
+        "Adam's second moment is a poor estimate at first, and full steps with it can spoil the run "
+        "early; a long warm-up wastes tokens"};
+}
 
 static double recipe_value(const struct recipe *recipe, const struct config *cfg)
 {
@@ -108,18 +143,20 @@ static int recipe_check(const struct recipe *recipe, const struct config *cfg, d
 {
     if (params < recipe->from_params || params >= recipe->below_params) return 0;
     const double value = recipe_value(recipe, cfg);
-    if (value >= recipe->low && value <= recipe->high) return 0;
-    log_warn("%s is %g; known recipes for this size keep to %g…%g (%s): %s", recipe->name, value, recipe->low,
-             recipe->high, recipe->who, recipe->why);
+    const double low = recipe->continued_low > 0 && is_continued(cfg) ? recipe->continued_low : recipe->low;
+    if (value >= low && value <= recipe->high) return 0;
+    log_warn("%s is %g; known recipes for this size keep to %g…%g (%s): %s", recipe->name, value, low, recipe->high,
+             recipe->who, recipe->why);
     return 1;
 }
 
 int config_warn_recipes(const struct config *cfg)
 {
     const double params = params_estimate(cfg);
-    int warnings = 0;
+    const struct recipe warmup = warmup_recipe(cfg);
+    int warnings = recipe_check(&warmup, cfg, params);
     for (size_t i = 0; i < sizeof recipes / sizeof *recipes; i++)
         warnings += recipe_check(&recipes[i], cfg, params);
-    if (cfg->optim.schedule == SCHEDULE_WSD) warnings += recipe_check(&wsd_recipe, cfg, params);
+    if (cfg->optim.schedule == SCHEDULE_WSD && decays(cfg)) warnings += recipe_check(&wsd_recipe, cfg, params);
     return warnings;
 }
