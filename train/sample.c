@@ -55,6 +55,8 @@ struct sampling {
     struct sequence sequence[PROMPTS_MAX];
     float *logits;
     int32_t *tok, *pos;
+    int32_t *drawable; /* tokens that may follow: those that stand for text, and the end of a document */
+    int64_t drawables;
     struct candidate *candidates;
     int64_t vocab_size;
 };
@@ -74,13 +76,13 @@ static double uniform_at(int64_t seed, int64_t prompt, int64_t position)
     return (double)(bits >> 11) * 0x1p-53;
 }
 
-/* Draws a token: the top_k likeliest, of these the fewest that hold top_p of the probability (nucleus sampling, Holtzman
+/* Draws one of the n tokens of `from`: the top_k likeliest, of these the fewest that hold top_p of the probability (nucleus sampling, Holtzman
  * et al. 2020), at a temperature; 0 takes the likeliest. */
-static int32_t draw(const struct sampler_options *o, const float *logits, int64_t n, struct candidate *c,
-                    double uniform)
+static int32_t draw(const struct sampler_options *o, const float *logits, const int32_t *from, int64_t n,
+                    struct candidate *c, double uniform)
 {
     for (int64_t i = 0; i < n; i++)
-        c[i] = (struct candidate){logits[i], (int32_t)i};
+        c[i] = (struct candidate){logits[from[i]], from[i]};
     qsort(c, (size_t)n, sizeof *c, compare_candidates);
     if (o->temperature == 0) return c[0].token;
     int64_t kept = o->top_k > 0 && o->top_k < n ? o->top_k : n;
@@ -177,7 +179,7 @@ static int generate(struct sampling *s, int64_t longest, int64_t *made)
         for (int i = 0; i < s->options.prompts; i++) {
             struct sequence *q = &s->sequence[i];
             if (q->ended) continue;
-            const int32_t token = draw(&s->options, s->logits + (int64_t)i * s->vocab_size, s->vocab_size,
+            const int32_t token = draw(&s->options, s->logits + (int64_t)i * s->vocab_size, s->drawable, s->drawables,
                                        s->candidates, uniform_at(s->options.seed, i, q->n));
             q->ended = token == eos || q->n == seq_len - 1;
             if (token != eos) q->tok[q->n++] = token;
@@ -203,6 +205,18 @@ static int print_all(struct sampling *s)
     return 0;
 }
 
+/* Rows of the embedding beyond the tokenizer (a padded vocabulary) have no text either. */
+static int list_drawable(struct sampling *s)
+{
+    s->drawable = calloc((size_t)s->vocab_size, sizeof *s->drawable);
+    if (!s->drawable) FAIL(ERR_SYSTEM, "out of memory for %lld tokens", (long long)s->vocab_size);
+    for (int32_t token = 0; token < s->vocab_size; token++) {
+        if (tokenizer_has_text(s->tokenizer, token) || token == tokenizer_eos(s->tokenizer))
+            s->drawable[s->drawables++] = token;
+    }
+    return 0;
+}
+
 static int sample_run(struct sampling *s, struct comm *comm)
 {
     int64_t longest = 1, made = 0;
@@ -218,6 +232,7 @@ static int sample_run(struct sampling *s, struct comm *comm)
     TRY(device_choose(&s->dev, s->options.device, comm->cores, comm));
     TRY(encode_prompts(s, &longest));
     TRY(open_model(s, longest));
+    TRY(list_drawable(s));
     const size_t fed = (size_t)(s->options.prompts * longest);
     s->logits = calloc((size_t)s->options.prompts * (size_t)s->vocab_size, sizeof *s->logits);
     s->candidates = calloc((size_t)s->vocab_size, sizeof *s->candidates);
@@ -236,6 +251,7 @@ static void sampling_close(struct sampling *s)
 {
     for (int i = 0; i < PROMPTS_MAX; i++)
         free(s->sequence[i].tok);
+    free(s->drawable);
     free(s->logits);
     free(s->candidates);
     free(s->tok);

@@ -181,6 +181,10 @@ def tokenizer():
     return options.data / "tok.model"
 
 
+def corpus():
+    return options.data / "corpus.jsonl"
+
+
 def train_shards():
     return options.data / "train"
 

@@ -107,6 +107,21 @@ class Sample(lib.Case):
         lib.flip_bit(copy / "rank-00001.h5", (copy / "rank-00001.h5").stat().st_size // 2)
         self.assertFails(self.run_sample(checkpoint=copy), "data", copy / "rank-00001.h5", "checksum")
 
+    def test_padded_vocabulary(self):
+        """Rows of the embedding beyond the tokenizer, <unk> and control pieces are never drawn, however likely they are:
+        at this temperature every row is as likely as any other, and seven of eight are beyond."""
+        run = self.train("padded", "model.vocab_size=4096", "run.steps=1", "optim.warmup_steps=0",
+                         "optim.decay_steps=1")
+        flat = ["--temperature", 100, "--top-p", 1]
+        for words in (["--temperature", 0], [*flat, "--top-k", 0], [*flat, "--top-k", 600],
+                      ["--temperature", 100, "--top-k", 0, "--top-p", 0.9]):
+            with self.subTest(words=words):
+                prompts = [word for prompt in PROMPTS for word in ("--prompt", prompt)]
+                result = self.run_sample("--tokens", 60, *words, *prompts, checkpoint=run)
+                self.assertEqual(result.status, 0, result)
+                self.assertNotIn("\u2047", result.stdout)  # what <unk> is printed as
+                self.assertGreater(len(result.stdout), 60)
+
     def test_folder_of_run(self):
         """A run's folder stands for its newest complete checkpoint; one that is not complete is passed over by name."""
         run = self.dir / "run"

@@ -72,6 +72,18 @@ void path_list_free(struct path_list *list)
     *list = (struct path_list){.path = NULL, .n = 0, .capacity = 0};
 }
 
+int file_check_fetched(const char *path)
+{
+    static const char head[] = "version https://git-lfs.github.com/spec/";
+    char text[sizeof head] = "";
+    FILE *file = fopen(path, "rb");
+    const size_t got = file ? fread(text, 1, sizeof head - 1, file) : 0;
+    if (file) (void)fclose(file);
+    if (got != sizeof head - 1 || memcmp(text, head, got) != 0) return 0;
+    FAIL(ERR_DATA, "%s is a Git-LFS pointer, a few lines in place of the file; fetch the file with `git lfs pull`",
+         path);
+}
+
 int file_sync(const char *path)
 {
     const int fd = open(path, O_RDONLY | O_CLOEXEC);

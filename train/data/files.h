@@ -19,6 +19,8 @@ int path_list_add(struct path_list *list, const char *folder, const char *name);
 int path_list_folder(struct path_list *list, const char *folder);
 void path_list_free(struct path_list *list);
 
+/* ERR_DATA, with the remedy, when the file is a pointer of Git LFS, in place of what was meant. */
+int file_check_fetched(const char *path);
 /* Brings a file or folder to disk. */
 int file_sync(const char *path);
 /* Writes a text file and brings it to disk. */

@@ -4,6 +4,7 @@
  * checksum a block; a block is compared with its checksum before anything in it is used (checked[]). */
 #include "data/shard.h"
 
+#include "data/files.h"
 #include "data/shard_format.h"
 #include "err.h"
 
@@ -266,6 +267,7 @@ static int find_size(struct shard *shard, int fd)
     }
     if (!S_ISREG(st.st_mode)) FAIL(ERR_DATA, "%s is not a file, so not a shard", shard->path);
     if (st.st_size == 0) FAIL(ERR_DATA, "%s is empty; " REMEDY, shard->path);
+    TRY(file_check_fetched(shard->path));
     shard->map_bytes = (uint64_t)st.st_size;
     return 0;
 }

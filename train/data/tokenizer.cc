@@ -3,6 +3,7 @@
 // Threads: after opening, the processor is only read, so encoding and decoding may run in several threads.
 extern "C" {
 #include "data/tokenizer.h"
+#include "data/files.h"
 #include "err.h"
 }
 
@@ -44,11 +45,25 @@ int read_file(const char *path, std::string *bytes)
     return 0;
 }
 
+// Names what people take for the model: what Git LFS left in its place, and other programs' vocabularies.
+int check_kind(const char *path, const std::string &bytes)
+{
+    if (bytes.empty()) FAIL(ERR_DATA, "the tokenizer %s is empty", path);
+    TRY(file_check_fetched(path));
+    const size_t first = bytes.find_first_not_of(" \t\r\n");
+    if (first == std::string::npos || (bytes[first] != '{' && bytes[first] != '[')) return 0;
+    FAIL(
+        ERR_DATA,
+        "%s is JSON, like the tokenizer.json and vocab.json of Hugging Face, and not a SentencePiece model; give the "
+        "binary file, often called tokenizer.model, that lies beside it, or make one with spm_train",
+        path);
+}
+
 int load(struct tokenizer *tokenizer, const char *path)
 {
     std::string bytes;
     TRY(read_file(path, &bytes));
-    if (bytes.empty()) FAIL(ERR_DATA, "the tokenizer %s is empty", path);
+    TRY(check_kind(path, bytes));
     const auto status = tokenizer->processor.LoadFromSerializedProto(bytes);
     if (!status.ok() || tokenizer->processor.GetPieceSize() <= 0) {
         FAIL(ERR_DATA, "%s is not a SentencePiece model; make one with spm_train and pass its .model file", path);
@@ -95,6 +110,13 @@ int64_t tokenizer_vocab_size(const struct tokenizer *tokenizer)
 int32_t tokenizer_eos(const struct tokenizer *tokenizer)
 {
     return tokenizer->processor.eos_id();
+}
+
+bool tokenizer_has_text(const struct tokenizer *tokenizer, int32_t token)
+{
+    const auto &processor = tokenizer->processor;
+    return token >= 0 && token < processor.GetPieceSize() && !processor.IsUnknown(token) &&
+           !processor.IsControl(token) && !processor.IsUnused(token);
 }
 
 uint64_t tokenizer_id(const struct tokenizer *tokenizer)

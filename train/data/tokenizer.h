@@ -2,6 +2,7 @@
 #ifndef TATARA_TOKENIZER_H
 #define TATARA_TOKENIZER_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -12,6 +13,8 @@ int tokenizer_open(struct tokenizer **tokenizer, const char *path);
 void tokenizer_close(struct tokenizer *tokenizer);
 int64_t tokenizer_vocab_size(const struct tokenizer *tokenizer);
 int32_t tokenizer_eos(const struct tokenizer *tokenizer); /* −1: the model has none */
+/* Whether the token stands for text: it is in the vocabulary, and neither <unk>, nor a control piece, nor unused. */
+bool tokenizer_has_text(const struct tokenizer *tokenizer, int32_t token);
 /* XXH3 of the model file's bytes. */
 uint64_t tokenizer_id(const struct tokenizer *tokenizer);
 /* Tokens of UTF-8 text, without BOS or EOS. The caller frees *tokens. */
