@@ -316,7 +316,7 @@ static int loop(struct run *run)
     struct request request = {.stop = false};
     bool last = run->done >= end, stop = false;
     struct step_report report;
-    TRY(loader_seek(run->train, run->done + run->step.batches_skipped));
+    TRY(loader_seek(run->train, step_position(&run->step, run->done)));
     /* What it may have to go back to must be in its own folder. */
     if (!last && saving->saved < 0 && run->done > 0 && config_rewinds(cfg)) saving_now(saving, run->done);
     run->metrics.mark_s = now_s();
@@ -331,7 +331,7 @@ static int loop(struct run *run)
         if (last || must_settle(run)) TRY(step_settle(&run->step, run->train, run->done, &report));
         if (report.rewind) {
             TRY(saving_rewind(saving, &run->done));
-            TRY(loader_seek(run->train, run->done + run->step.batches_skipped));
+            TRY(loader_seek(run->train, step_position(&run->step, run->done)));
             last = stop;
             continue;
         }
@@ -342,7 +342,7 @@ static int loop(struct run *run)
         if (due(run->done, cfg->log.eval_every) && run->done < end) TRY(evaluate(run));
         if (!last && saving_wanted(saving, run->done)) saving_now(saving, run->done);
         if (!last && saving_jump(saving, run->done))
-            TRY(loader_seek(run->train, run->done + run->step.batches_skipped));
+            TRY(loader_seek(run->train, step_position(&run->step, run->done)));
     }
     if (run->done >= cfg->run.steps) TRY(evaluate(run));
     TRY(saving_last(saving, run->done));

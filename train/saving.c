@@ -62,6 +62,7 @@ static int start(struct saving *s, int64_t done)
     int rc = 0;
     const struct step *step = s->step;
     struct ckpt_meta meta = {.step = done,
+                             .sequences = step_position(step, done),
                              .optim_steps = step->optim_steps_before + done,
                              .grad_scale = step->grad_scale,
                              .grad_norm = step->grad_norm,
@@ -73,7 +74,7 @@ static int start(struct saving *s, int64_t done)
                              .began = s->began,
                              .model_id = step->params.id,
                              .tokenizer_id = s->tokenizer_id,
-                             .tokens = (double)done * (double)(s->cfg->batch.global * s->cfg->model.seq_len)};
+                             .tokens = step_tokens(step, done)};
     const struct ckpt_keep keep = {.newest = s->cfg->checkpoint.keep,
                                    .every = s->cfg->checkpoint.keep_every,
                                    .back = config_rewinds(s->cfg),
@@ -174,6 +175,7 @@ int saving_begin(struct saving *s)
     const char *folder = s->cfg->checkpoint.init_from;
     s->step->grad_norm = s->step->loss_mean = s->step->loss_variance = 0;
     s->step->loss_seen = s->step->optim_steps_before = s->step->faults = s->step->batches_skipped = 0;
+    step_set_position(s->step, 0, 0, 0);
     TRY(step_start(s->step, folder[0] == '\0'));
     return folder[0] ? init_from(s, folder) : 0;
 }

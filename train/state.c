@@ -311,6 +311,11 @@ int state_load(struct step *step, const char *folder, const struct ckpt_meta *me
     step->faults = meta->faults;
     step->batches_skipped = meta->batches_skipped;
     step->optim_steps_before = meta->optim_steps - meta->step;
+    /* A checkpoint that does not say where the data stood is of a program that could only count steps. */
+    step_set_position(step, meta->step,
+                      meta->sequences >= 0 ? meta->sequences
+                                           : (meta->step + meta->batches_skipped) * step->cfg->batch.global,
+                      meta->tokens);
     TRY(step_resume(step, meta->step));
     return ready(step);
 }

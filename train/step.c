@@ -224,7 +224,7 @@ static int run_again(struct step *step, struct loader *loader, int64_t done, str
 {
     struct step_report report;
     TRY(zero_set_control(&step->zero, control));
-    TRY(loader_seek(loader, step->settled + step->batches_skipped));
+    TRY(loader_seek(loader, step_position(step, step->settled)));
     for (int64_t i = step->settled; i < done; i++)
         TRY(step_run(step, loader, i, &report));
     return 0;
@@ -303,6 +303,24 @@ int step_settle(struct step *step, struct loader *loader, int64_t done, struct s
     report->grad_norm = control.norm;
     keep_outcome(step, &control);
     return read_clock(step, loader, steps, report);
+}
+
+int64_t step_position(const struct step *step, int64_t index)
+{
+    return step->sequences_before + (index + step->batches_skipped) * step->cfg->batch.global;
+}
+
+double step_tokens(const struct step *step, int64_t done)
+{
+    return step->tokens_before + (double)done * (double)(step->cfg->batch.global * step->cfg->model.seq_len);
+}
+
+void step_set_position(struct step *step, int64_t done, int64_t sequences, double tokens)
+{
+    step->sequences_before = 0;
+    step->tokens_before = 0;
+    step->sequences_before = sequences - step_position(step, done);
+    step->tokens_before = tokens - step_tokens(step, done);
 }
 
 int step_resume(struct step *step, int64_t done)

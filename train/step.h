@@ -19,7 +19,9 @@ struct step {
     double loss_mean, loss_variance; /* as in struct step_control */
     int64_t loss_seen;
     int64_t faults;                      /* steps skipped or rewound in the whole run */
-    int64_t batches_skipped;             /* step i is trained on batch i + this */
+    int64_t batches_skipped;             /* batches left out by rewinds: step_position counts them as read */
+    int64_t sequences_before;            /* see step_position; not 0 where batch.global was another before */
+    double tokens_before;                /* likewise for step_tokens */
     int64_t optim_steps_before;          /* that AdamW's moments had seen at step 0; not 0: another run's */
     float *snapshot;                     /* room for state.c's copy of what this rank saves, on a CPU; NULL: none */
     int (*before_update)(void *context); /* called before a step first changes the training state; may be NULL */
@@ -53,7 +55,7 @@ void step_close(struct step *step);
 struct attention_case step_attention_case(const struct step *step);
 /* After the real layout: tables, and initial weights unless a checkpoint will bring them. Collective. */
 int step_start(struct step *step, bool initial_weights);
-/* Does step `index` (from 0); the loader stands there. On a GPU the step is only issued: the host does not wait for it.
+/* Does step `index` (from 0); the loader stands at its step_position. On a GPU the step is only issued: the host does not wait for it.
  * Collective. */
 int step_run(struct step *step, struct loader *loader, int64_t index, struct step_report *report);
 /* Learns what came out of the steps up to `done`, and adds it to the report of the last one. A step in which an integer
@@ -61,6 +63,13 @@ int step_run(struct step *step, struct loader *loader, int64_t index, struct ste
  * not finite, or whose loss is a spike, has changed nothing either: as run.on_nan and run.on_spike say, it is passed
  * over, or report->rewind asks to go back, or it is ERR_NUMERIC on all ranks. Collective. */
 int step_settle(struct step *step, struct loader *loader, int64_t done, struct step_report *report);
+/* Where step `index` (from 0) begins in the order of the data, in sequences: after all that the steps before it have read
+ * or left out, whatever their batch.global was. */
+int64_t step_position(const struct step *step, int64_t index);
+/* Tokens that `done` steps are trained on. */
+double step_tokens(const struct step *step, int64_t done);
+/* Sets what both begin from, such that they are these after `done` steps. */
+void step_set_position(struct step *step, int64_t done, int64_t sequences, double tokens);
 /* Goes on after `done` steps, with step->grad_norm, loss_… as they were then; all 0: nothing is known. */
 int step_resume(struct step *step, int64_t done);
 /* Mean loss over a validation loader, at most max_micro_batches (0: all) of each rank. Collective. */

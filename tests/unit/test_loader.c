@@ -153,7 +153,7 @@ static void a_rank_without_work_opens_and_closes(void **state)
     struct loader *loader = NULL;
     assert_int_equal(loader_open(&loader, &options), 0);
     assert_int_equal(loader_micro_batches(loader), 0);
-    assert_int_equal(loader_seek(loader, 3), 0);
+    assert_int_equal(loader_seek(loader, 3 * GLOBAL), 0);
     loader_close(loader);
 }
 
@@ -169,14 +169,14 @@ static void after_a_seek_all_is_as_if_fresh(void **state)
         struct loader *loader = NULL;
         assert_int_equal(loader_open(&loader, &options), 0);
         for (size_t i = 0; i < sizeof steps / sizeof *steps; i++) {
-            assert_int_equal(loader_seek(loader, steps[i]), 0);
+            assert_int_equal(loader_seek(loader, steps[i] * GLOBAL), 0);
             expect_step(loader, &sampler, steps[i], 0, 1);
             expect_step(loader, &sampler, steps[i] + 1, 0, 1);
             struct batch batch; /* one more, so that the next seek falls into a step */
             assert_int_equal(loader_next(loader, &batch), 0);
         }
         for (int64_t step = 0; step < 200; step++)
-            assert_int_equal(loader_seek(loader, step), 0);
+            assert_int_equal(loader_seek(loader, step * GLOBAL), 0);
         expect_step(loader, &sampler, 199, 0, 1);
         assert_true(loader_take_wait_s(loader) > 0);
         assert_true(loader_take_wait_s(loader) == 0);

@@ -49,7 +49,9 @@ struct ckpt_keep {
 
 /* What is stored beside the tensors. */
 struct ckpt_meta {
-    int64_t step;          /* optimizer steps done; also the data position */
+    int64_t step; /* optimizer steps done */
+    int64_t
+        sequences; /* read so far, those left out included: the data position; −1: not stored, by an older version */
     int64_t optim_steps;   /* that the moments have seen: `step`, and those of the run whose moments it began with */
     double grad_scale;     /* of reduce: exact; a power of two */
     double grad_norm;      /* of the last step, from which the next scale comes; 0 before the first */

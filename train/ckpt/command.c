@@ -131,6 +131,7 @@ static void show_meta(const char *folder, const struct ckpt_manifest *manifest)
            manifest->saved_at, meta->version);
     printf("size          %s in %d files, of %d rank(s)\n", size, manifest->n_files, manifest->n_files - 1);
     printf("optim steps   %" PRId64 " in the moments\n", meta->optim_steps);
+    if (meta->sequences >= 0) printf("sequences     %" PRId64 " read\n", meta->sequences);
     printf("tokens        %.17g\ngrad norm     %.17g\ngrad scale    %.17g\n", meta->tokens, meta->grad_norm,
            meta->grad_scale);
     printf("model id      %016" PRIx64 "\ntokenizer id  %016" PRIx64 "\n", meta->model_id, meta->tokenizer_id);

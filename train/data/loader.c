@@ -47,7 +47,7 @@ struct loader {
     int first, ready;
     bool lent, stopping, failed;
     uint64_t seeks;
-    int64_t step, in_step; /* the micro-batch that is filled next */
+    int64_t batch, in_step; /* what is filled next: where its global batch begins, and which micro-batch of that */
     struct err_record error;
 };
 
@@ -103,8 +103,8 @@ static void pad_row(struct loader *loader, int slot, int64_t row)
     }
 }
 
-/* This rank's micro-batch number `in_step` of the step (or pass) into the slot. */
-static int fill_slot(struct loader *loader, int slot, int64_t step, int64_t in_step)
+/* This rank's micro-batch number `in_step` of the global batch that begins at sample `batch` (or pass) into the slot. */
+static int fill_slot(struct loader *loader, int slot, int64_t batch, int64_t in_step)
 {
     const struct loader_options *options = &loader->options;
     const int64_t micro_batch = options->rank + in_step * options->ranks;
@@ -112,7 +112,7 @@ static int fill_slot(struct loader *loader, int slot, int64_t step, int64_t in_s
         const int64_t position = micro_batch * options->micro + row;
         struct sample sample = {.dataset = 0, .sequence = position, .epoch = 0};
         if (!options->sequential) {
-            sample = sampler_at(&loader->sampler, step * options->global + position);
+            sample = sampler_at(&loader->sampler, batch + position);
         } else if (position >= loader->sequences) {
             pad_row(loader, slot, row);
             continue;
@@ -139,10 +139,10 @@ static void *read_ahead(void *argument)
             continue;
         }
         const int slot = (loader->first + loader->ready) % loader->slots;
-        const int64_t step = loader->step, in_step = loader->in_step;
+        const int64_t batch = loader->batch, in_step = loader->in_step;
         const uint64_t seeks = loader->seeks;
         (void)pthread_mutex_unlock(&loader->mutex);
-        const int rc = fill_slot(loader, slot, step, in_step);
+        const int rc = fill_slot(loader, slot, batch, in_step);
         (void)pthread_mutex_lock(&loader->mutex);
         if (seeks != loader->seeks) {
             err_clear();
@@ -154,7 +154,7 @@ static void *read_ahead(void *argument)
         } else {
             loader->ready++;
             loader->in_step = in_step + 1 == loader->micro_batches ? 0 : in_step + 1;
-            loader->step = loader->in_step == 0 ? step + 1 : step;
+            loader->batch = loader->in_step == 0 ? batch + loader->options.global : batch;
         }
         (void)pthread_cond_broadcast(&loader->changed);
     }
@@ -293,12 +293,12 @@ done:
     return rc;
 }
 
-int loader_seek(struct loader *loader, int64_t step)
+int loader_seek(struct loader *loader, int64_t position)
 {
-    ASSERT(step >= 0);
+    ASSERT(position >= 0);
     (void)pthread_mutex_lock(&loader->mutex);
     loader->seeks++;
-    loader->step = step;
+    loader->batch = position;
     loader->in_step = 0;
     loader->ready = 0;
     loader->lent = false;

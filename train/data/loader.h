@@ -1,4 +1,4 @@
-/* The loader: turns (seed, step, position) into micro-batches of tokens, in a thread of its own.
+/* The loader: turns (seed, position) into micro-batches of tokens, in a thread of its own.
  *
  * Micro-batch i of a step holds the samples at positions i·micro … i·micro + micro − 1 of the global batch; rank r
  * computes the micro-batches with i mod ranks = r, in rising order. Which tokens a sample is, sampler.h says. */
@@ -35,9 +35,10 @@ struct batch {
 /* Opens all shards (O(number of files)), checks them against tokenizer and vocabulary, starts the thread. ERR_DATA names
  * the file, the reason and the remedy. Not collective. */
 int loader_open(struct loader **out, const struct loader_options *options);
-/* From here on loader_next gives this rank's micro-batches of `step` (counted from 0), then of step + 1, … Allowed at any
- * time, also after an error: what follows is what a fresh loader would give. Invalidates the last batch. */
-int loader_seek(struct loader *loader, int64_t step);
+/* From here on loader_next gives this rank's micro-batches of the global batch that begins at this sample of the run's order
+ * (sampler.h; 0 for a pass), then of the one after it, … Allowed at any time, also after an error: what follows is what a
+ * fresh loader would give. Invalidates the last batch. */
+int loader_seek(struct loader *loader, int64_t position);
 /* The next micro-batch of this rank; loader_micro_batches must not be 0. Damaged data found while reading is ERR_DATA
  * naming file and block. */
 int loader_next(struct loader *loader, struct batch *batch);

@@ -36,7 +36,7 @@ struct sample {
  * when a dataset with a positive weight has no sequence. */
 int sampler_open(struct sampler *sampler, uint64_t seed, int datasets, const int64_t *sequences,
                  const double *weights);
-/* The sample at `index` = step · global batch + position in it. */
+/* The sample at `index`: how many the run has read before it. */
 struct sample sampler_at(const struct sampler *sampler, int64_t index);
 /* A bijection of 0 … n − 1, chosen by `key`: where x goes. n ≥ 1, x < n. */
 uint64_t sampler_permute(uint64_t key, uint64_t n, uint64_t x);
