@@ -41,9 +41,12 @@ int metrics_open(struct metrics *metrics, struct comm *comm, const struct config
     metrics->rank_s = calloc(2 * (size_t)comm->ranks, sizeof *metrics->rank_s);
     if (!metrics->rank_s) FAIL(ERR_SYSTEM, "no memory for the times of %d ranks", comm->ranks);
     snprintf(path, sizeof path, "%s/metrics.jsonl", cfg->run.dir);
-    metrics->file = fopen(path, "a");
-    if (!metrics->file)
-        FAIL(ERR_SYSTEM, "cannot write %s: %s; check the folder's rights and space", path, strerror(errno));
+    FILE *file = metrics->file = fopen(path, "a+");
+    if (!file) FAIL(ERR_SYSTEM, "cannot write %s: %s; check the folder's rights and space", path, strerror(errno));
+    /* A power failure or a full disk may have left a line without its end, which would spoil the next one too. */
+    const bool torn = fseek(file, -1, SEEK_END) == 0 && fgetc(file) != '\n';
+    (void)fseek(file, 0, SEEK_END);
+    if (torn) (void)fputc('\n', file);
     return 0;
 }
 
