@@ -6,6 +6,7 @@
 
 #include "config_yaml.h"
 #include "err.h"
+#include "fs.h"
 
 #include <ctype.h>
 #include <errno.h>
@@ -198,11 +199,11 @@ static int file_read(const char *path, char **text, size_t *bytes)
 {
     int rc = 0;
     FILE *file = fopen(path, "rb");
-    if (file == NULL) FAIL(ERR_CONFIG, "%s: cannot be opened: %s", path, strerror(errno));
+    if (file == NULL) FAIL_FS("cannot open", path, ERR_CONFIG, NULL);
     *text = malloc(FILE_BYTES_MAX);
     if (*text == NULL) FAIL_GOTO(done, ERR_SYSTEM, "no memory to read %s", path);
     *bytes = fread(*text, 1, FILE_BYTES_MAX, file);
-    if (ferror(file)) FAIL_GOTO(done, ERR_CONFIG, "%s: cannot be read: %s", path, strerror(errno));
+    if (ferror(file)) FAIL_FS_GOTO(done, "cannot read", path, ERR_CONFIG, NULL);
     if (*bytes == FILE_BYTES_MAX) FAIL_GOTO(done, ERR_CONFIG, "%s: is no configuration: 1 MiB or larger", path);
 done:
     fclose(file);

@@ -295,5 +295,6 @@ def main():
     parser.add_argument("--mpirun", type=shlex.split, required=True)
     parser.add_argument("--data", type=lambda path: pathlib.Path(path).resolve(), required=True)
     parser.add_argument("--stuck-read", type=lambda path: pathlib.Path(path).resolve(), help="for test_hang")
+    parser.add_argument("--refuse", type=lambda path: pathlib.Path(path).resolve(), help="for test_host")
     options, rest = parser.parse_known_args()
     unittest.main(argv=[sys.argv[0], *rest], verbosity=2)

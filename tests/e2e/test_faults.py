@@ -370,7 +370,7 @@ class Corpus(lib.Case):
         path = self.dir / "text.txt"
         path.write_text("text")
         path.chmod(0)
-        self.check(path, "data")
+        self.check(path, "system")
 
 
 if __name__ == "__main__":

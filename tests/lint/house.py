@@ -15,10 +15,11 @@ import sys
 MAX_LINES = 600
 # What each part of the house consists of (longest matching prefix wins), and on which parts it may stand.
 PARTS = {
-    "base": ["kernels/base/", "include/err.h", "include/log.h", "include/mix.h", "include/proc.h", "include/clock.h"],
+    "base": ["kernels/base/", "include/err.h", "include/log.h", "include/mix.h", "include/proc.h", "include/clock.h", "include/fs.h"],
     "kernels": ["kernels/", "include/tensor.h", "include/step_control.h", "include/ops.h", "include/ops.def", "include/arena.h"],
     "comm": ["comm/", "include/comm.h"],
     "config": ["train/config", "include/config.h", "include/options.def"],
+    "h5": ["train/h5/"],
     "data": ["train/data/"],
     "model": ["train/model/"],
     "ckpt": ["train/ckpt/"],
@@ -33,9 +34,10 @@ STANDS_ON = {
     "kernels": ["base"],
     "comm": ["kernels"],
     "config": ["base"],
-    "data": ["comm", "config"],
+    "h5": ["base"],
+    "data": ["comm", "config", "h5"],
     "model": ["kernels", "config"],
-    "ckpt": ["comm"],
+    "ckpt": ["comm", "h5"],
     "parallel": ["comm", "model"],
     "step": ["data", "parallel"],
     "run": ["step", "ckpt"],

@@ -7,6 +7,7 @@
 
 #include "ckpt.h"
 #include "err.h"
+#include "h5/h5.h"
 
 #include <hdf5.h>
 #include <stdio.h>
@@ -60,8 +61,6 @@ int ckpt_disk_write(const char *path, const struct ckpt_extent *extents, int n, 
 
 /* ---- folders (folder.c) ---- */
 
-/* Brings a folder's entries to disk. */
-int ckpt_folder_sync(const char *folder);
 /* Removes a folder of plain files. What cannot be removed is a warning. */
 void ckpt_folder_remove(const char *folder);
 /* run_dir/step-%08d */
@@ -146,23 +145,10 @@ void ckpt_piece_name(char name[CKPT_DATASET_MAX], const char *tensor, const stru
 
 /* ---- HDF5 (h5.c) ---- */
 
-/* Stops HDF5 from printing its errors in this thread. Call it before other HDF5 calls. */
-void ckpt_h5_quiet(void);
 /* Datasets of so many bytes begin at multiples of CKPT_ALIGN. */
 #define CKPT_ALIGN_FROM 65536
 /* How all our files are opened; negative on failure. The caller closes it. */
 hid_t ckpt_h5_access(void);
-/* Keeps "<path>: <doing>: <HDF5's innermost reason>; <remedy>" as this thread's error and returns `code`. */
-int ckpt_h5_raise(int code, const char *file, int line, const char *path, const char *doing, const char *remedy);
-
-/* Jumps to `label` with an error when an HDF5 call returned a negative value. */
-#define CHECK_H5(label, result, code, path, doing, remedy)                             \
-    do {                                                                               \
-        if ((result) < 0) {                                                            \
-            rc = ckpt_h5_raise((code), __FILE__, __LINE__, (path), (doing), (remedy)); \
-            goto label;                                                                \
-        }                                                                              \
-    } while (0)
 
 /* ---- what a save writes (write.c, index.c) ---- */
 

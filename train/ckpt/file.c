@@ -3,6 +3,7 @@
  * The checksum is of the whole file, HDF5's own bookkeeping too, but what is written from memory is taken from there,
  * while it is on its way to disk. Any thread. */
 #include "ckpt_internal.h"
+#include "fs.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -47,7 +48,7 @@ static int hash_read(struct hash *h, int64_t end)
         const int64_t left = end - h->bytes;
         const ssize_t got = pread(h->fd, h->buffer, left < (int64_t)READ_BYTES ? (size_t)left : READ_BYTES, h->bytes);
         if (got < 0 && errno == EINTR) continue;
-        if (got < 0) FAIL(ERR_SYSTEM, "%s: cannot be read: %s", h->path, strerror(errno));
+        if (got < 0) FAIL_FS("cannot read", h->path, ERR_DATA, CKPT_REMEDY_DAMAGED);
         if (got == 0) return 0;
         XXH3_64bits_update(h->state, h->buffer, (size_t)got);
         h->bytes += got;
@@ -143,8 +144,9 @@ int ckpt_file_verify(const char *folder, const struct ckpt_file *file)
     TRY(ckpt_path(path, folder, file->name));
     const int fd = open(path, O_RDONLY);
     if (fd < 0 && errno == ENOENT) FAIL(ERR_DATA, "%s is missing; " CKPT_REMEDY_DAMAGED, path);
-    if (fd < 0) FAIL(ERR_DATA, "%s: cannot be opened: %s; " CKPT_REMEDY_DAMAGED, path, strerror(errno));
-    if (fstat(fd, &info) != 0 || !S_ISREG(info.st_mode)) {
+    if (fd < 0) FAIL_FS("cannot open", path, ERR_DATA, CKPT_REMEDY_DAMAGED);
+    if (fstat(fd, &info) != 0) FAIL_FS_GOTO(done, "cannot look at", path, ERR_DATA, CKPT_REMEDY_DAMAGED);
+    if (!S_ISREG(info.st_mode)) {
         FAIL_GOTO(done, ERR_DATA, "%s is not a plain file; " CKPT_REMEDY_DAMAGED, path);
     }
     if ((int64_t)info.st_size != file->bytes) {
@@ -176,8 +178,9 @@ int ckpt_file_read(const char *path, char **text, size_t *bytes)
     char *buffer = NULL;
     size_t used = 0;
     const int fd = open(path, O_RDONLY);
-    if (fd < 0) FAIL(ERR_DATA, "%s: cannot be opened: %s", path, strerror(errno));
-    if (fstat(fd, &info) != 0 || !S_ISREG(info.st_mode) || (int64_t)info.st_size > SMALL_FILE_MAX) {
+    if (fd < 0) FAIL_FS("cannot open", path, ERR_DATA, NULL);
+    if (fstat(fd, &info) != 0) FAIL_FS_GOTO(done, "cannot look at", path, ERR_DATA, NULL);
+    if (!S_ISREG(info.st_mode) || (int64_t)info.st_size > SMALL_FILE_MAX) {
         FAIL_GOTO(done, ERR_DATA, "%s is not a plain file of a possible size", path);
     }
     const size_t size = (size_t)info.st_size;
@@ -186,7 +189,7 @@ int ckpt_file_read(const char *path, char **text, size_t *bytes)
     while (used < size) {
         const ssize_t got = read(fd, buffer + used, size - used);
         if (got < 0 && errno == EINTR) continue;
-        if (got < 0) FAIL_GOTO(done, ERR_DATA, "%s: cannot be read: %s", path, strerror(errno));
+        if (got < 0) FAIL_FS_GOTO(done, "cannot read", path, ERR_DATA, NULL);
         if (got == 0) FAIL_GOTO(done, ERR_DATA, "%s became shorter while it was read", path);
         used += (size_t)got;
     }

@@ -4,6 +4,7 @@
  * into OWNER before it lets a checkpoint appear: a job that goes on after its successor has started can harm nothing.
  * A folder is taken away in two steps, renamed first, so that no half of a checkpoint is ever seen under its name. */
 #include "ckpt_internal.h"
+#include "fs.h"
 #include "log.h"
 
 #include <ctype.h>
@@ -18,17 +19,6 @@
 #define OWNER "OWNER"
 #define TEMP_PREFIX ".tmp-"
 #define STEP_PREFIX "step-"
-
-int ckpt_folder_sync(const char *folder)
-{
-    int rc = 0;
-    const int fd = open(folder, O_RDONLY | O_DIRECTORY);
-    if (fd < 0) FAIL(ERR_SYSTEM, "%s: cannot be opened: %s", folder, strerror(errno));
-    if (fsync(fd) != 0) FAIL_GOTO(done, ERR_SYSTEM, "%s: cannot be brought to disk: %s", folder, strerror(errno));
-done:
-    (void)close(fd);
-    return rc;
-}
 
 void ckpt_folder_remove(const char *folder)
 {
@@ -212,8 +202,9 @@ int ckpt_check_owner(const struct ckpt_run *run)
 {
     char owner[CKPT_OWNER_MAX];
     if (read_owner(run->dir, owner) != 0) {
-        FAIL(ERR_SYSTEM, "%s/" OWNER " cannot be read any more: was the run's folder removed or unmounted?",
-             run->dir);
+        char why[ERR_MESSAGE_MAX / 2];
+        snprintf(why, sizeof why, "%s", err_message());
+        FAIL(ERR_SYSTEM, "%s. Was the run's folder removed or unmounted?", why);
     }
     if (strcmp(owner, run->owner) != 0) {
         FAIL(ERR_SYSTEM,
@@ -289,7 +280,7 @@ static int write_owner(const char *run_dir, const char *owner)
     const int length = snprintf(line, sizeof line, "%s\n", owner);
     TRY(ckpt_file_write(fresh, line, (size_t)length));
     if (rename(fresh, path) != 0) FAIL(ERR_SYSTEM, "%s: cannot be replaced: %s", path, strerror(errno));
-    return ckpt_folder_sync(run_dir);
+    return fs_sync_folder(run_dir);
 }
 
 static int take_ownership(struct ckpt_run *run)
@@ -313,7 +304,7 @@ int ckpt_open_run_dir(struct comm *comm, const char *run_dir, struct ckpt_run *r
     TRY(comm_agree(comm, rc));
     TRY(comm_bcast(comm, run->owner, sizeof run->owner, 0));
     rc = read_owner(run->dir, owner);
-    if (rc != 0 || strcmp(owner, run->owner) != 0) {
+    if (rc != ERR_SYSTEM && (rc != 0 || strcmp(owner, run->owner) != 0)) {
         rc = err_raise(ERR_SYSTEM, __FILE__, __LINE__,
                        "rank %d does not see %s as rank 0 does; set run.dir to a folder that all nodes share",
                        comm->rank, run->dir);

@@ -63,7 +63,7 @@ static int write_tensor(hid_t file, const char *path, const struct ckpt_manifest
     CHECK_H5(done, dataset, ERR_SYSTEM, path, DOING, CKPT_REMEDY_DISK);
 done:
     if (dataset >= 0 && H5Dclose(dataset) < 0 && rc == 0) {
-        rc = ckpt_h5_raise(ERR_SYSTEM, __FILE__, __LINE__, path, DOING, CKPT_REMEDY_DISK);
+        rc = h5_raise(ERR_SYSTEM, __FILE__, __LINE__, path, DOING, CKPT_REMEDY_DISK);
     }
     if (link >= 0) (void)H5Pclose(link);
     if (create >= 0) (void)H5Pclose(create);
@@ -79,7 +79,7 @@ int ckpt_write_index(const char *folder, struct ckpt_manifest *manifest)
     hid_t file = H5I_INVALID_HID;
     snprintf(entry->name, sizeof entry->name, "%s", CKPT_INDEX);
     TRY(ckpt_path(path, folder, entry->name));
-    ckpt_h5_quiet();
+    h5_start();
     const hid_t access = ckpt_h5_access();
     CHECK_H5(done, access, ERR_SYSTEM, path, "cannot be created", CKPT_REMEDY_DISK);
     file = H5Fcreate(path, H5F_ACC_EXCL, H5P_DEFAULT, access);
@@ -89,7 +89,7 @@ int ckpt_write_index(const char *folder, struct ckpt_manifest *manifest)
     }
 done:
     if (file >= 0 && H5Fclose(file) < 0 && rc == 0) {
-        rc = ckpt_h5_raise(ERR_SYSTEM, __FILE__, __LINE__, path, DOING, CKPT_REMEDY_DISK);
+        rc = h5_raise(ERR_SYSTEM, __FILE__, __LINE__, path, DOING, CKPT_REMEDY_DISK);
     }
     if (access >= 0) (void)H5Pclose(access);
     return rc != 0 ? rc : ckpt_file_seal(folder, entry, NULL, 0);

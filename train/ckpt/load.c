@@ -237,7 +237,10 @@ static int read_job(hid_t file, const char *path, const struct job *job)
         if (begin >= end) continue;
         ckpt_piece_name(name, slab->name, &piece[p]);
         const hid_t dataset = H5Dopen2(file, name, H5P_DEFAULT);
-        if (dataset < 0) FAIL(ERR_DATA, "%s: has no dataset %s; " CKPT_REMEDY_DAMAGED, path, name);
+        if (dataset < 0) {
+            TRY(h5_refused(path));
+            FAIL(ERR_DATA, "%s: has no dataset %s; " CKPT_REMEDY_DAMAGED, path, name);
+        }
         const int rc = read_part(dataset, path, job->tensor->ndim, &piece[p], begin - piece[p].begin,
                                  end - piece[p].begin, slab->data + (begin - slab->begin));
         (void)H5Dclose(dataset);
@@ -271,7 +274,7 @@ int ckpt_read_slabs(const char *folder, const struct ckpt_manifest *manifest, co
     int rc = 0;
     struct job *jobs = NULL;
     size_t n_jobs = 0;
-    ckpt_h5_quiet();
+    h5_start();
     TRY_GOTO(list_jobs(folder, manifest, slabs, n, &jobs, &n_jobs), done);
     for (size_t first = 0, last = 0; first < n_jobs; first = last) {
         const int file = jobs[first].range->file;

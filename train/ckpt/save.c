@@ -13,6 +13,7 @@
  * the save to itself between its start and `ready`. */
 #include "ckpt_internal.h"
 #include "clock.h"
+#include "fs.h"
 #include "log.h"
 
 #include <errno.h>
@@ -260,7 +261,7 @@ static int publish(const struct ckpt_saver *save, const struct ckpt_manifest *ma
         FAIL(ERR_SYSTEM, "%s: cannot be renamed to %s: %s", save->temp, save->final, strerror(errno));
     }
     if (save->present == PRESENT_DAMAGED) ckpt_folder_remove(damaged);
-    return ckpt_folder_sync(save->run->dir);
+    return fs_sync_folder(save->run->dir);
 }
 
 /* Rank 0 only, after all files are on disk. */
@@ -271,7 +272,7 @@ static int finish(const struct ckpt_saver *save)
     TRY_GOTO(build_manifest(save, &manifest), done);
     TRY_GOTO(ckpt_write_index(save->temp, &manifest), done);
     TRY_GOTO(ckpt_manifest_write(save->temp, &manifest), done);
-    TRY_GOTO(ckpt_folder_sync(save->temp), done);
+    TRY_GOTO(fs_sync_folder(save->temp), done);
     TRY_GOTO(publish(save, &manifest), done);
 done:
     ckpt_manifest_free(&manifest);

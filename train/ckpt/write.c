@@ -41,7 +41,7 @@ static int lay_out_piece(struct writer *writer, const struct ckpt_slab *slab, in
                                                         .slab = i};
 done:
     if (dataset >= 0 && H5Dclose(dataset) < 0 && rc == 0) {
-        rc = ckpt_h5_raise(ERR_SYSTEM, __FILE__, __LINE__, writer->path, DOING, CKPT_REMEDY_DISK);
+        rc = h5_raise(ERR_SYSTEM, __FILE__, __LINE__, writer->path, DOING, CKPT_REMEDY_DISK);
     }
     if (space >= 0) (void)H5Sclose(space);
     return rc;
@@ -88,11 +88,11 @@ int ckpt_write_rank_file(const char *folder, int rank, const struct ckpt_slab *s
     TRY(ckpt_path(path, folder, file->name));
     writer.extents = calloc((size_t)n * CKPT_PIECES_MAX + 1, sizeof *writer.extents);
     if (!writer.extents) FAIL(ERR_SYSTEM, "%s: no memory left to save", path);
-    ckpt_h5_quiet();
+    h5_start();
     rc = set_up(&writer);
     if (rc == 0) rc = lay_out(&writer, slabs, n);
     if (writer.file >= 0 && H5Fclose(writer.file) < 0 && rc == 0) {
-        rc = ckpt_h5_raise(ERR_SYSTEM, __FILE__, __LINE__, path, DOING, CKPT_REMEDY_DISK);
+        rc = h5_raise(ERR_SYSTEM, __FILE__, __LINE__, path, DOING, CKPT_REMEDY_DISK);
     }
     if (writer.create >= 0) (void)H5Pclose(writer.create);
     if (writer.link >= 0) (void)H5Pclose(writer.link);

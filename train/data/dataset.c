@@ -3,12 +3,13 @@
 
 #include "data/shard.h"
 #include "err.h"
+#include "fs.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 static int is_shard_name(const char *name)
 {
@@ -19,12 +20,16 @@ static int is_shard_name(const char *name)
 /* Is `name`, the next entry of the list, there and of the size that it had? */
 static int check_listed(const char *folder, const char *name, json_int_t bytes)
 {
+    int rc = 0;
     char *path = NULL;
     struct stat st;
     TRY(path_join(&path, folder, name));
-    const int found = stat(path, &st) == 0;
+    const int error = stat(path, &st) == 0 ? 0 : errno;
+    if (error != 0 && error != ENOENT)
+        rc = fs_raise(__FILE__, __LINE__, "cannot look at", path, error, ERR_DATA, NULL);
     free(path);
-    if (!found) {
+    TRY(rc);
+    if (error != 0) {
         FAIL(ERR_DATA, "%s/%s is missing: %s lists it; restore it, or make the dataset again with `tatara prepare`",
              folder, name, DATASET_LIST);
     }
@@ -37,12 +42,18 @@ static int check_listed(const char *folder, const char *name, json_int_t bytes)
     return 0;
 }
 
-/* Compares the list with the shards found in the folder, both sorted. */
+/* Compares the list, if there is one, with the shards found in the folder, both sorted. */
 static int compare_with_list(const char *folder, const char *list_path, const struct path_list *found)
 {
     int rc = 0;
     json_error_t why;
-    json_t *list = json_load_file(list_path, 0, &why);
+    json_t *list = NULL;
+    FILE *file = fopen(list_path, "rb");
+    if (!file && errno == ENOENT) return 0;
+    if (!file) FAIL_FS("cannot open", list_path, ERR_DATA, NULL);
+    errno = 0;
+    list = json_loadf(file, 0, &why);
+    if (ferror(file)) FAIL_FS_GOTO(done, "cannot read", list_path, ERR_DATA, NULL);
     const json_t *entries = json_object_get(list, "shards");
     if (!json_is_array(entries)) {
         FAIL_GOTO(done, ERR_DATA, "%s is damaged (%s); make the dataset again with `tatara prepare`", list_path,
@@ -61,6 +72,7 @@ static int compare_with_list(const char *folder, const char *list_path, const st
                   found->n, json_array_size(entries));
     }
 done:
+    (void)fclose(file);
     json_decref(list);
     return rc;
 }
@@ -83,14 +95,14 @@ int dataset_shards(struct path_list *shards, const char *path)
 {
     struct stat st;
     if (stat(path, &st) != 0) {
-        FAIL(ERR_DATA, "cannot open the dataset %s: %s; give a folder of shards or a shard made by `tatara prepare`",
-             path, strerror(errno));
+        FAIL_FS("cannot open the dataset", path, ERR_DATA,
+                "give a folder of shards or a shard made by `tatara prepare`");
     }
     if (!S_ISDIR(st.st_mode)) return path_list_add(shards, NULL, path);
     TRY(list_shards(shards, path));
     char *list_path = NULL;
     TRY(path_join(&list_path, path, DATASET_LIST));
-    int rc = access(list_path, F_OK) == 0 ? compare_with_list(path, list_path, shards) : 0;
+    int rc = compare_with_list(path, list_path, shards);
     free(list_path);
     if (rc == 0 && shards->n == 0) {
         rc = err_raise(ERR_DATA, __FILE__, __LINE__, "%s has no shards (*%s); make some with `tatara prepare`", path,

@@ -2,6 +2,7 @@
 #include "data/files.h"
 
 #include "err.h"
+#include "fs.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -51,11 +52,12 @@ int path_list_folder(struct path_list *list, const char *folder)
     int rc = 0;
     const int before = list->n;
     DIR *dir = opendir(folder);
-    if (!dir) FAIL(ERR_DATA, "cannot read the folder %s: %s", folder, strerror(errno));
-    for (const struct dirent *entry; (entry = readdir(dir)) != NULL;) {
+    if (!dir) FAIL_FS("cannot read the folder", folder, ERR_DATA, NULL);
+    for (const struct dirent *entry; errno = 0, (entry = readdir(dir)) != NULL;) {
         if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0) continue;
         TRY_GOTO(path_list_add(list, NULL, entry->d_name), done);
     }
+    if (errno != 0) FAIL_FS_GOTO(done, "cannot read the folder", folder, ERR_DATA, NULL);
     if (list->n > before) {
         qsort(list->path + before, (size_t)(list->n - before), sizeof *list->path, compare_paths);
     }
@@ -87,10 +89,10 @@ int file_check_fetched(const char *path)
 int file_sync(const char *path)
 {
     const int fd = open(path, O_RDONLY | O_CLOEXEC);
-    const bool failed = fd < 0 || fsync(fd) != 0;
-    const int reason = errno;
-    if (fd >= 0) (void)close(fd);
-    if (failed) FAIL(ERR_SYSTEM, "cannot sync %s to disk: %s", path, strerror(reason));
+    if (fd < 0) FAIL_FS("cannot open", path, ERR_SYSTEM, NULL);
+    const int error = fsync(fd) == 0 ? 0 : errno;
+    (void)close(fd);
+    if (error != 0) return fs_raise(__FILE__, __LINE__, "cannot bring to disk", path, error, ERR_SYSTEM, NULL);
     return 0;
 }
 
@@ -103,6 +105,6 @@ int file_write_text(const char *path, const char *text)
         failed = true;
         reason = errno;
     }
-    if (failed) FAIL(ERR_SYSTEM, "cannot write %s: %s", path, strerror(reason));
+    if (failed) return fs_raise(__FILE__, __LINE__, "cannot write", path, reason, ERR_SYSTEM, NULL);
     return file_sync(path);
 }

@@ -15,13 +15,13 @@ const char *path_name(const char *path);
 /* Appends folder/name, or name alone when folder is NULL. */
 int path_list_add(struct path_list *list, const char *folder, const char *name);
 /* Appends the names in a folder but "." and "..", sorted by bytes, so that the order is the same in every locale.
- * ERR_DATA when it cannot be read. */
+ * ERR_DATA when it is not there. */
 int path_list_folder(struct path_list *list, const char *folder);
 void path_list_free(struct path_list *list);
 
 /* ERR_DATA, with the remedy, when the file is a pointer of Git LFS, in place of what was meant. */
 int file_check_fetched(const char *path);
-/* Brings a file or folder to disk. */
+/* Brings a file to disk; a folder, fs_sync_folder does. */
 int file_sync(const char *path);
 /* Writes a text file and brings it to disk. */
 int file_write_text(const char *path, const char *text);

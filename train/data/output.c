@@ -4,6 +4,7 @@
 #include "data/dataset.h"
 #include "data/files.h"
 #include "err.h"
+#include "fs.h"
 
 #include <errno.h>
 #include <libgen.h>
@@ -123,7 +124,7 @@ int output_begin(struct output *output)
 int output_commit(struct output *output, json_t *report)
 {
     TRY(dataset_write_list(output->partial, report));
-    TRY(file_sync(output->partial));
+    TRY(fs_sync_folder(output->partial));
     TRY(remove_folder(output->final));
     if (rename(output->partial, output->final) != 0) {
         FAIL(ERR_SYSTEM, "cannot rename %s to %s: %s", output->partial, output->final, strerror(errno));
@@ -131,7 +132,7 @@ int output_commit(struct output *output, json_t *report)
     output->begun = false;
     char *copy = strdup(output->final);
     if (!copy) FAIL(ERR_SYSTEM, "out of memory");
-    const int rc = file_sync(dirname(copy));
+    const int rc = fs_sync_folder(dirname(copy));
     free(copy);
     return rc;
 }

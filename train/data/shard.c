@@ -7,6 +7,8 @@
 #include "data/files.h"
 #include "data/shard_format.h"
 #include "err.h"
+#include "fs.h"
+#include "h5/h5.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -34,17 +36,27 @@ struct shard {
 
 #define REMEDY "restore the file from a copy or make it again with `tatara prepare`"
 
+/* A file of which HDF5 cannot read something is damaged, unless the system refused it. */
+#define FAIL_READ_GOTO(label, path, ...)                                        \
+    do {                                                                        \
+        rc = h5_refused(path);                                                  \
+        if (rc == 0) rc = err_raise(ERR_DATA, __FILE__, __LINE__, __VA_ARGS__); \
+        goto label;                                                             \
+    } while (0)
+
 /* The dataset's only dimension. */
 static int read_length(hid_t set, const char *path, const char *name, uint64_t *length)
 {
+    int rc = 0;
     const hid_t space = H5Dget_space(set);
     hsize_t size = 0;
     const int dims = space < 0 ? -1 : H5Sget_simple_extent_ndims(space);
     const int got = dims == 1 ? H5Sget_simple_extent_dims(space, &size, NULL) : -1;
-    if (space >= 0) (void)H5Sclose(space);
-    if (got != 1) FAIL(ERR_DATA, "%s: %s is not a list; " REMEDY, path, name);
+    if (got != 1) FAIL_READ_GOTO(done, path, "%s: %s is not a list; " REMEDY, path, name);
     *length = size;
-    return 0;
+done:
+    if (space >= 0) (void)H5Sclose(space);
+    return rc;
 }
 
 /* A list of u64 or of texts, read by HDF5 into new memory of rows · elem_bytes. At most max_bytes. */
@@ -55,7 +67,7 @@ static int read_small(hid_t file, const char *path, const char *name, bool text,
     *out = NULL;
     hid_t type = H5I_INVALID_HID;
     const hid_t set = H5Dopen2(file, name, H5P_DEFAULT);
-    if (set < 0) FAIL_GOTO(done, ERR_DATA, "%s: %s is missing; " REMEDY, path, name);
+    if (set < 0) FAIL_READ_GOTO(done, path, "%s: %s is missing; " REMEDY, path, name);
     TRY_GOTO(read_length(set, path, name, rows), done);
     type = H5Dget_type(set);
     *elem_bytes = type < 0 ? 0 : H5Tget_size(type);
@@ -69,7 +81,7 @@ static int read_small(hid_t file, const char *path, const char *name, bool text,
     *out = calloc(*rows + 1, *elem_bytes);
     if (!*out) FAIL_GOTO(done, ERR_SYSTEM, "%s: out of memory for %s", path, name);
     if (*rows > 0 && H5Dread(set, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, *out) < 0) {
-        FAIL_GOTO(done, ERR_DATA, "%s: cannot read %s; " REMEDY, path, name);
+        FAIL_READ_GOTO(done, path, "%s: cannot read %s; " REMEDY, path, name);
     }
 done:
     if (rc != 0) {
@@ -83,21 +95,26 @@ done:
 
 static int read_count(hid_t file, const char *path, const char *name, uint64_t *value)
 {
+    int rc = 0;
     const hid_t attr = H5Aopen(file, name, H5P_DEFAULT);
     const hid_t space = attr < 0 ? H5I_INVALID_HID : H5Aget_space(attr);
     const bool one = space >= 0 && H5Sget_simple_extent_npoints(space) == 1;
-    const bool ok = one && H5Aread(attr, H5T_NATIVE_UINT64, value) >= 0;
+    if (!one || H5Aread(attr, H5T_NATIVE_UINT64, value) < 0) {
+        FAIL_READ_GOTO(done, path, "%s: the attribute %s is missing or damaged; " REMEDY, path, name);
+    }
+done:
     if (space >= 0) (void)H5Sclose(space);
     if (attr >= 0) (void)H5Aclose(attr);
-    if (!ok) FAIL(ERR_DATA, "%s: the attribute %s is missing or damaged; " REMEDY, path, name);
-    return 0;
+    return rc;
 }
 
 /* Is this a shard at all, and one that we can read? */
 static int check_format(hid_t file, const char *path)
 {
     char format[32] = "";
-    const hid_t attr = H5Aexists(file, "format") > 0 ? H5Aopen(file, "format", H5P_DEFAULT) : H5I_INVALID_HID;
+    const htri_t exists = H5Aexists(file, "format");
+    if (exists < 0) TRY(h5_refused(path));
+    const hid_t attr = exists > 0 ? H5Aopen(file, "format", H5P_DEFAULT) : H5I_INVALID_HID;
     const hid_t type = attr < 0 ? H5I_INVALID_HID : H5Aget_type(attr);
     if (type >= 0 && H5Tget_class(type) == H5T_STRING && H5Tis_variable_str(type) == 0 &&
         H5Tget_size(type) < sizeof format && H5Aget_storage_size(attr) < sizeof format &&
@@ -156,7 +173,7 @@ static int locate_array(struct shard *shard, hid_t file, enum shard_array_kind k
     struct shard_array *array = &shard->arrays[kind];
     hid_t type = H5I_INVALID_HID;
     const hid_t set = H5Dopen2(file, name, H5P_DEFAULT);
-    if (set < 0) FAIL_GOTO(done, ERR_DATA, "%s: %s is missing; " REMEDY, shard->path, name);
+    if (set < 0) FAIL_READ_GOTO(done, shard->path, "%s: %s is missing; " REMEDY, shard->path, name);
     TRY_GOTO(read_length(set, shard->path, name, &array->elems), done);
     type = H5Dget_type(set);
     if (type < 0 || !right_array_type(type, kind)) {
@@ -217,14 +234,16 @@ static int read_structure(struct shard *shard)
 {
     int rc = 0;
     hid_t file = H5I_INVALID_HID;
-    shard_hdf5_start();
+    h5_start();
     const hid_t access = shard_file_access();
     if (access < 0) FAIL_GOTO(done, ERR_SYSTEM, "HDF5 does not start");
     if (H5Fis_hdf5(shard->path) <= 0) {
-        FAIL_GOTO(done, ERR_DATA, "%s is not an HDF5 file or its head is damaged; " REMEDY, shard->path);
+        FAIL_READ_GOTO(done, shard->path, "%s is not an HDF5 file or its head is damaged; " REMEDY, shard->path);
     }
     file = H5Fopen(shard->path, H5F_ACC_RDONLY, access);
-    if (file < 0) FAIL_GOTO(done, ERR_DATA, "%s: HDF5 cannot open it: truncated or damaged; " REMEDY, shard->path);
+    if (file < 0) {
+        FAIL_READ_GOTO(done, shard->path, "%s: HDF5 cannot open it: truncated or damaged; " REMEDY, shard->path);
+    }
     TRY_GOTO(read_info(shard, file), done);
     for (int a = 0; a < SHARD_ARRAYS; a++) {
         TRY_GOTO(locate_array(shard, file, (enum shard_array_kind)a), done);
@@ -262,8 +281,7 @@ static int find_size(struct shard *shard, int fd)
 {
     struct stat st;
     if (fd < 0 || fstat(fd, &st) != 0) {
-        FAIL(ERR_DATA, "cannot open the shard %s: %s; check the path in data.train or data.valid", shard->path,
-             strerror(errno));
+        FAIL_FS("cannot open the shard", shard->path, ERR_DATA, "check the path in data.train or data.valid");
     }
     if (!S_ISREG(st.st_mode)) FAIL(ERR_DATA, "%s is not a file, so not a shard", shard->path);
     if (st.st_size == 0) FAIL(ERR_DATA, "%s is empty; " REMEDY, shard->path);

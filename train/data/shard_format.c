@@ -3,8 +3,6 @@
 
 #include "err.h"
 
-#include <pthread.h>
-
 static const struct {
     const char *dataset, *checksums;
 } array_names[] = {
@@ -65,18 +63,6 @@ int shard_header_checksum(const struct shard_info *info, const struct shard_arra
     *checksum = XXH3_64bits_digest(hash);
     XXH3_freeState(hash);
     return 0;
-}
-
-static void leave_no_work_at_exit(void)
-{
-    (void)H5dont_atexit(); /* fails when another part of the program was first, which is as good */
-}
-
-void shard_hdf5_start(void)
-{
-    static pthread_once_t once = PTHREAD_ONCE_INIT;
-    (void)pthread_once(&once, leave_no_work_at_exit);
-    (void)H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
 }
 
 hid_t shard_file_access(void)

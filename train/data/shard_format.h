@@ -62,8 +62,6 @@ uint64_t shard_block_checksum(const struct shard_array *array, uint64_t block);
 const char *shard_array_dataset(enum shard_array_kind kind);
 const char *shard_array_checksums(enum shard_array_kind kind);
 const char *shard_table_dataset(enum shard_table_kind kind);
-/* Prepares HDF5 in this thread: no messages of its own, and no work at exit, which crashes after a failed close. */
-void shard_hdf5_start(void);
 /* Properties to open or create a shard with: closing the file closes all; no locks, which not every cluster's file
  * system has and a file that never changes does not need; every object at a 64-byte boundary; the structures of HDF5
  * 1.8, which carry checksums of their own. Negative on failure. */

@@ -9,6 +9,8 @@
 #include "data/files.h"
 #include "data/shard_format.h"
 #include "err.h"
+#include "fs.h"
+#include "h5/h5.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -305,7 +307,7 @@ static herr_t write_image(hid_t file, const struct shard_info *info, const struc
 static int check_space(const char *folder, uint64_t bytes)
 {
     struct statvfs fs;
-    if (statvfs(folder, &fs) != 0) FAIL(ERR_SYSTEM, "cannot write to %s: %s", folder, strerror(errno));
+    if (statvfs(folder, &fs) != 0) FAIL_FS("cannot write to", folder, ERR_SYSTEM, NULL);
     const uint64_t free_bytes = (uint64_t)fs.f_bavail * fs.f_frsize;
     if (free_bytes < bytes + STRUCTURE_BYTES) {
         FAIL(ERR_SYSTEM,
@@ -317,7 +319,7 @@ static int check_space(const char *folder, uint64_t bytes)
 
 static int write_file(const struct shard_info *info, const struct image *image, const char *path)
 {
-    shard_hdf5_start();
+    h5_start();
     errno = 0;
     const hid_t access = shard_file_access(), create = H5Pcreate(H5P_FILE_CREATE);
     hid_t file = H5I_INVALID_HID;
@@ -332,11 +334,9 @@ static int write_file(const struct shard_info *info, const struct image *image, 
     }
     if (access >= 0) (void)H5Pclose(access);
     if (create >= 0) (void)H5Pclose(create);
-    if (status < 0) {
-        FAIL(ERR_SYSTEM, "cannot write the shard %s: %s; make room there or choose another folder", path,
-             reason != 0 ? strerror(reason) : "HDF5 failed");
-    }
-    return 0;
+    if (status >= 0) return 0;
+    if (reason == 0) FAIL(ERR_SYSTEM, "cannot write the shard %s: HDF5 failed; choose another folder", path);
+    return fs_raise(__FILE__, __LINE__, "cannot write the shard", path, reason, ERR_SYSTEM, "choose another folder");
 }
 
 /* Opens what was written and compares it all. */
@@ -358,7 +358,7 @@ static int write_whole(const struct shard_builder *builder, const struct image *
     TRY(verify_file(temporary));
     if (rename(temporary, path) != 0)
         FAIL(ERR_SYSTEM, "cannot rename %s to %s: %s", temporary, path, strerror(errno));
-    return file_sync(folder);
+    return fs_sync_folder(folder);
 }
 
 int shard_builder_write(struct shard_builder *builder, const char *path)

@@ -4,6 +4,7 @@
 #include "data/files.h"
 #include "data/stream.h"
 #include "err.h"
+#include "fs.h"
 
 #include <errno.h>
 #include <glob.h>
@@ -86,7 +87,7 @@ static int add_folder(struct source_list *list, const char *path, const char *na
 static int add_entry(struct source_list *list, const char *path, const char *name, const char *input_name, int depth)
 {
     struct stat st;
-    if (stat(path, &st) != 0) FAIL(ERR_DATA, "cannot read %s: %s", path, strerror(errno));
+    if (stat(path, &st) != 0) FAIL_FS("cannot read", path, ERR_DATA, NULL);
     if (S_ISDIR(st.st_mode)) return add_folder(list, path, name, input_name, depth + 1);
     if (!S_ISREG(st.st_mode) || (!is_jsonl(name) && !is_text(name))) return skip_file(list, path);
     return add_file(list, path, name, input_name, (uint64_t)st.st_size);
@@ -125,7 +126,7 @@ static int add_named(struct source_list *list, const char *path)
     for (size_t n = strlen(trimmed); n > 1 && trimmed[n - 1] == '/'; n--)
         trimmed[n - 1] = '\0';
     const char *name = path_name(trimmed);
-    if (stat(trimmed, &st) != 0) FAIL_GOTO(done, ERR_DATA, "cannot read %s: %s", path, strerror(errno));
+    if (stat(trimmed, &st) != 0) FAIL_FS_GOTO(done, "cannot read", path, ERR_DATA, NULL);
     rc = S_ISDIR(st.st_mode) ? add_folder(list, trimmed, name, name, 0)
                              : add_file(list, trimmed, name, name, (uint64_t)st.st_size);
 done:
@@ -139,6 +140,8 @@ int source_add(struct source_list *list, const char *input)
     const int before = list->files;
     if (stat(input, &st) == 0) {
         TRY(add_named(list, input));
+    } else if (errno != ENOENT && errno != ENOTDIR && errno != ENAMETOOLONG) {
+        FAIL_FS("cannot read", input, ERR_DATA, NULL);
     } else {
         glob_t found;
         const int status = glob(input, 0, NULL, &found);

@@ -3,6 +3,7 @@
 #include "data/stream.h"
 
 #include "err.h"
+#include "fs.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -47,7 +48,7 @@ bool stream_is_compressed(const char *path)
 static int start(struct stream *stream)
 {
     stream->fd = open(stream->path, O_RDONLY | O_CLOEXEC);
-    if (stream->fd < 0) FAIL(ERR_DATA, "cannot open %s: %s; " REMEDY, stream->path, strerror(errno));
+    if (stream->fd < 0) FAIL_FS("cannot open", stream->path, ERR_DATA, REMEDY);
     if (stream->packing == PACKING_NONE) return 0;
     stream->chunk = malloc(CHUNK_BYTES);
     if (!stream->chunk) FAIL(ERR_SYSTEM, "out of memory");
@@ -102,7 +103,7 @@ static int read_file(struct stream *stream, void *data, size_t bytes, size_t *go
     do {
         n = read(stream->fd, data, bytes);
     } while (n < 0 && errno == EINTR);
-    if (n < 0) FAIL(ERR_DATA, "cannot read %s: %s; " REMEDY, stream->path, strerror(errno));
+    if (n < 0) FAIL_FS("cannot read", stream->path, ERR_DATA, REMEDY);
     stream->file_bytes += (uint64_t)n;
     *got = (size_t)n;
     return 0;

@@ -5,6 +5,7 @@ extern "C" {
 #include "data/tokenizer.h"
 #include "data/files.h"
 #include "err.h"
+#include "fs.h"
 }
 
 #include <cerrno>
@@ -31,17 +32,17 @@ namespace
 
 constexpr size_t MODEL_MAX_BYTES = size_t{1} << 30;
 
-// The whole file; ERR_DATA when it cannot be read.
+// The whole file; ERR_DATA when it is not there.
 int read_file(const char *path, std::string *bytes)
 {
     const std::unique_ptr<FILE, int (*)(FILE *)> file(std::fopen(path, "rb"), std::fclose);
-    if (!file) FAIL(ERR_DATA, "cannot open the tokenizer %s: %s", path, std::strerror(errno));
+    if (!file) FAIL_FS("cannot open the tokenizer", path, ERR_DATA, "check data.tokenizer, or --tokenizer");
     char chunk[65536];
     for (size_t got = 0; (got = std::fread(chunk, 1, sizeof chunk, file.get())) > 0;) {
         bytes->append(chunk, got);
         if (bytes->size() > MODEL_MAX_BYTES) FAIL(ERR_DATA, "%s is too large to be a SentencePiece model", path);
     }
-    if (std::ferror(file.get())) FAIL(ERR_DATA, "cannot read the tokenizer %s: %s", path, std::strerror(errno));
+    if (std::ferror(file.get())) FAIL_FS("cannot read the tokenizer", path, ERR_DATA, nullptr);
     return 0;
 }
 
