@@ -9,6 +9,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 
 #define CONFIG_TEXT_MAX 512
 #define CONFIG_DATASETS_MAX 256
@@ -83,8 +84,8 @@ int config_compare(const struct config *before, const struct config *now,
 int config_check_allowed(const struct config *cfg);
 /* Whether run.allow_changes names this key. */
 bool config_allows(const struct config *cfg, const char *name);
-/* Prints the effective configuration compactly on stdout, a paragraph a section, in the form of key=value words. */
-void config_print(const struct config *cfg);
+/* Prints the effective configuration compactly, a paragraph a section, in the form of key=value words. */
+void config_print(FILE *file, const struct config *cfg);
 /* One log_warn for each hyper-parameter outside the range of known training recipes, saying the range and who used it.
  * Returns how many. */
 int config_warn_recipes(const struct config *cfg);

@@ -4,7 +4,8 @@
 
 /* Keeps the error "<doing> <path>: <the system's reason>; <what helps>" and returns its code, for a call on `path` that
  * failed with `error`, an errno. A path that leads to nothing of the kind is `absent` (such as ERR_DATA), and `remedy`,
- * which may be NULL, helps; everything else is ERR_SYSTEM: the file itself may be as it should. Use FAIL_FS. */
+ * which may be NULL, helps; everything else is ERR_SYSTEM: the file itself may be as it should. A relative path is printed
+ * whole. Use FAIL_FS. */
 int fs_raise(const char *file, int line, const char *doing, const char *path, int error, int absent,
              const char *remedy);
 /* What helps against an errno that is not about the path. */

@@ -35,6 +35,8 @@ static const struct option options[OPTION_COUNT] = {
     {ROW(sec, name, OPTION_BOOL), .int_default = (def), .unit = "", .change = effect, .help = (what)},
 #define STR(sec, name, def, effect, what) \
     {ROW(sec, name, OPTION_STR), .text = (def), .unit = "", .change = effect, .help = (what)},
+#define PATH(sec, name, def, effect, what) \
+    {ROW(sec, name, OPTION_STR), .text = (def), .is_path = true, .unit = "", .change = effect, .help = (what)},
 #define CHOICE(sec, name, def, words, effect, what) \
     {ROW(sec, name, OPTION_CHOICE),                 \
      .int_default = (def),                          \
@@ -215,7 +217,8 @@ void option_allowed(const struct option *option, char allowed[OPTION_ALLOWED_MAX
         snprintf(allowed, OPTION_ALLOWED_MAX, "true or false");
         break;
     case OPTION_STR:
-        snprintf(allowed, OPTION_ALLOWED_MAX, "text of at most %d bytes", CONFIG_TEXT_MAX - 1);
+        snprintf(allowed, OPTION_ALLOWED_MAX, "%s of at most %d bytes", option->is_path ? "a path" : "text",
+                 CONFIG_TEXT_MAX - 1);
         break;
     case OPTION_CHOICE:
         snprintf(allowed, OPTION_ALLOWED_MAX, "one of ");

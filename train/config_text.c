@@ -39,17 +39,18 @@ int config_to_yaml(const struct config *cfg, char **text)
 
 /* A paragraph with a hanging indent: words are added, lines broken before COLUMNS. */
 struct paragraph {
+    FILE *file;
     size_t indent, column;
 };
 
 static void paragraph_add(struct paragraph *p, const char *word, size_t length)
 {
     if (p->column > p->indent && p->column + 1 + length > COLUMNS) {
-        printf("\n%*s", (int)p->indent, "");
+        fprintf(p->file, "\n%*s", (int)p->indent, "");
         p->column = p->indent;
     }
     const bool spaced = p->column > p->indent;
-    printf("%s%.*s", spaced ? " " : "", (int)length, word);
+    fprintf(p->file, "%s%.*s", spaced ? " " : "", (int)length, word);
     p->column += length + (spaced ? 1 : 0);
 }
 
@@ -98,16 +99,16 @@ static void summary_add(struct paragraph *p, const struct option *option, const 
     paragraph_add(p, item, strlen(item));
 }
 
-void config_print(const struct config *cfg)
+void config_print(FILE *file, const struct config *cfg)
 {
     for (int s = 0; s < SECTION_COUNT; s++) {
         const char *section = section_at(s)->name;
-        struct paragraph p = {.indent = 12, .column = 12};
-        printf("%-12s", section_is_top(section) ? "" : section);
+        struct paragraph p = {.file = file, .indent = 12, .column = 12};
+        fprintf(file, "%-12s", section_is_top(section) ? "" : section);
         for (int i = 0; i < OPTION_COUNT; i++) {
             if (strcmp(option_at(i)->section, section) == 0) summary_add(&p, option_at(i), cfg);
         }
-        putchar('\n');
+        fputc('\n', file);
     }
 }
 
@@ -116,7 +117,7 @@ static void option_help(const struct option *option, const struct config *defaul
     char name[OPTION_NAME_MAX], allowed[OPTION_ALLOWED_MAX];
     option_name(option, name);
     option_allowed(option, allowed);
-    struct paragraph p = {.indent = 6, .column = 6};
+    struct paragraph p = {.file = stdout, .indent = 6, .column = 6};
     printf("  %-26s %s; default ", name, allowed);
     option_write(stdout, option, defaults);
     printf("\n      ");
@@ -140,7 +141,9 @@ void config_help(void)
     }
     config_defaults(defaults);
     printf("Options of a configuration: `section: {key: value}` in the YAML file, or section.key=value on\n"
-           "the command line, which is read after it. Unknown keys and values out of range are refused.\n");
+           "the command line, which is read after it. Unknown keys and values out of range are refused.\n"
+           "A relative path is relative to the folder in which the program is started, not to the file's; ~ and\n"
+           "~/ at the start of a path stand for the home folder.\n");
     for (int s = 0; s < SECTION_COUNT; s++) {
         const struct section *section = section_at(s);
         printf("\n%s: %s\n", section_is_top(section->name) ? "(no section)" : section->name, section->help);

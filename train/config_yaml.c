@@ -5,7 +5,9 @@
  * an error. No state, no threads. */
 #include "config_yaml.h"
 
+#include "config_guess.h"
 #include "err.h"
+#include "path.h"
 
 #include <errno.h>
 #include <math.h>
@@ -64,68 +66,30 @@ static bool node_is_null(const yaml_node_t *node)
            strcmp(text, "NULL") == 0;
 }
 
-static int min_of_3(int a, int b, int c)
-{
-    const int least = a < b ? a : b;
-    return least < c ? least : c;
-}
-
-/* Levenshtein's distance: insertions, deletions and replacements that turn a into b; large when either is long. */
-static int edit_distance(const char *a, const char *b)
-{
-    const size_t na = strlen(a), nb = strlen(b);
-    int row[OPTION_NAME_MAX];
-    if (na >= OPTION_NAME_MAX || nb >= OPTION_NAME_MAX) return OPTION_NAME_MAX;
-    for (size_t j = 0; j <= nb; j++)
-        row[j] = (int)j;
-    for (size_t i = 1; i <= na; i++) {
-        int diagonal = row[0];
-        row[0] = (int)i;
-        for (size_t j = 1; j <= nb; j++) {
-            const int replaced = diagonal + (a[i - 1] != b[j - 1]);
-            diagonal = row[j];
-            row[j] = min_of_3(replaced, row[j] + 1, row[j - 1] + 1);
-        }
-    }
-    return row[nb];
-}
-
-/* The candidate nearest to what was written, if it is near enough to have been meant. */
-struct guess {
-    const char *wrote;
-    char best[OPTION_NAME_MAX];
-    int distance;
-};
-
-static struct guess guess_start(const char *wrote)
-{
-    const size_t length = strlen(wrote);
-    return (struct guess){.wrote = wrote, .distance = length <= 3 ? 2 : 3 + (length > 9)};
-}
-
-static void guess_offer(struct guess *guess, const char *candidate)
-{
-    const int distance = edit_distance(guess->wrote, candidate);
-    if (distance >= guess->distance) return;
-    guess->distance = distance;
-    snprintf(guess->best, sizeof guess->best, "%s", candidate);
-}
-
 static void list_add(char *list, size_t size, const char *word)
 {
     const size_t used = strlen(list);
     snprintf(list + used, size - used, "%s%s", used == 0 ? "" : ", ", word);
 }
 
-/* Refuses a key that `section` does not have: a near miss, a key of another section, or else the list of what there is.
- * At the top of the document the names of the sections count as keys. */
+/* Refuses a name, said to be unknown in `unknown`, that other programs have for something of ours. */
+static int refuse_foreign(const struct reader *in, const yaml_node_t *node, const char *unknown,
+                          const struct foreign *foreign)
+{
+    const char *note = foreign->note ? foreign->note : "";
+    return refuse(in, node, "%s: it is called %s here%s%s", unknown, foreign->ours, note[0] ? ", " : "", note);
+}
+
+/* Refuses a key that `section` does not have: a key of another section, a near miss, another program's name, or else the
+ * list of what there is. At the top of the document the names of the sections count as keys. */
 static int refuse_key(const struct reader *in, const yaml_node_t *node, const char *section, const char *key)
 {
     const bool top = section_is_top(section);
-    const char *within = top ? "at the top" : section;
-    char known[600] = "";
+    char unknown[160], known[600] = "", name[OPTION_NAME_MAX];
     struct guess guess = guess_start(key);
     const struct option *elsewhere = NULL;
+    snprintf(unknown, sizeof unknown, "unknown key '%.80s' %s%s", key, top ? "at the top" : "in ",
+             top ? "" : section);
     for (int i = 0; i < SECTION_COUNT && top; i++) {
         if (section_is_top(section_at(i)->name)) continue;
         guess_offer(&guess, section_at(i)->name);
@@ -140,17 +104,15 @@ static int refuse_key(const struct reader *in, const yaml_node_t *node, const ch
         guess_offer(&guess, option->key);
         list_add(known, sizeof known, option->key);
     }
+    const struct foreign *foreign = foreign_find(key);
     if (elsewhere != NULL) {
-        char name[OPTION_NAME_MAX];
         option_name(elsewhere, name);
-        return refuse(in, node, "unknown key '%.80s' in %s: did you mean %s, which belongs elsewhere?", key,
-                      top ? "the document itself" : section, name);
+        return refuse(in, node, "%s: did you mean %s, which belongs elsewhere?", unknown, name);
     }
-    if (guess.best[0] != '\0') {
-        return refuse(in, node, "unknown key '%.80s'%s%s: did you mean '%s'?", key, top ? " " : " in ", within,
-                      guess.best);
-    }
-    return refuse(in, node, "unknown key '%.80s'%s%s; known: %s", key, top ? " " : " in ", within, known);
+    if (foreign != NULL && strcmp(foreign->theirs, key) == 0) return refuse_foreign(in, node, unknown, foreign);
+    if (guess.best[0] != '\0') return refuse(in, node, "%s: did you mean '%s'?", unknown, guess.best);
+    if (foreign != NULL) return refuse_foreign(in, node, unknown, foreign);
+    return refuse(in, node, "%s; known: %s", unknown, known);
 }
 
 static bool is_digits(const char *text)
@@ -250,8 +212,9 @@ static int bool_read(const struct reader *in, const yaml_node_t *node, const cha
     return 0;
 }
 
-/* Copies a scalar to a text of the configuration: no zero byte, no more than fits. */
-static int text_copy(const struct reader *in, const yaml_node_t *node, const char *name, char text[CONFIG_TEXT_MAX])
+/* Copies a scalar to a text of the configuration: no zero byte, no more than fits, and in a path a home folder for ~. */
+static int text_copy(const struct reader *in, const yaml_node_t *node, const char *name, bool is_path,
+                     char text[CONFIG_TEXT_MAX])
 {
     const size_t bytes = node->data.scalar.length;
     if (memchr(scalar_of(node), '\0', bytes) != NULL) return refuse(in, node, "%s: has a zero byte", name);
@@ -261,13 +224,15 @@ static int text_copy(const struct reader *in, const yaml_node_t *node, const cha
     }
     memset(text, 0, CONFIG_TEXT_MAX);
     memcpy(text, scalar_of(node), bytes);
-    return 0;
+    if (!is_path || text[0] != '~') return 0;
+    const char *why_not = path_expand(text, CONFIG_TEXT_MAX, scalar_of(node));
+    return why_not ? refuse(in, node, "%s: %s: %s", name, scalar_of(node), why_not) : 0;
 }
 
 static int str_read(const struct reader *in, const yaml_node_t *node, const char *name, const struct option *option)
 {
     if (node->type != YAML_SCALAR_NODE) return refuse_type(in, node, name, option, "");
-    return text_copy(in, node, name, option_value(option, in->cfg));
+    return text_copy(in, node, name, option->is_path, option_value(option, in->cfg));
 }
 
 static int choice_read(const struct reader *in, const yaml_node_t *node, const char *name,
@@ -338,7 +303,7 @@ static int dataset_read(struct reader *in, const yaml_node_t *node, const char *
         } else if (value->type != YAML_SCALAR_NODE) {
             return refuse(in, value, "%s: path must be text", name);
         } else {
-            TRY(text_copy(in, value, name, entry->path));
+            TRY(text_copy(in, value, name, true, entry->path));
         }
     }
     if (entry->path[0] == '\0') return refuse(in, node, "%s: an entry has no path", name);
@@ -371,8 +336,9 @@ static int option_read(struct reader *in, const yaml_node_t *node, const struct 
     option_name(option, name);
     in->line[option - option_at(0)] = in->is_word ? CONFIG_LINE_WORD : (int)node->start_mark.line + 1;
     if (node_is_null(node)) {
-        return refuse(in, node, "%s: has no value; give one%s, or leave the key out for its default", name,
-                      option->kind == OPTION_STR ? " (\"\" for none)" : "");
+        return refuse(in, node, "%s: has no value; give one%s%s, or leave the key out for its default", name,
+                      option->kind == OPTION_STR ? " (\"\" for none)" : "",
+                      option->is_path ? " (\"~\" in quotes for the home folder: ~ alone is YAML for nothing)" : "");
     }
     switch (option->kind) {
     case OPTION_INT:
@@ -474,6 +440,9 @@ int config_yaml_read(struct config *cfg, int line[OPTION_COUNT], const char *nam
 /* Refuses a word whose key no option has. */
 static int refuse_word(const char *word, const char *name)
 {
+    const char *dot = strchr(name, '.');
+    const struct reader in = {.name = word, .is_word = true};
+    const struct foreign *foreign = foreign_find(dot ? dot + 1 : name);
     struct guess guess = guess_start(name);
     for (int i = 0; i < OPTION_COUNT; i++) {
         char known[OPTION_NAME_MAX];
@@ -482,8 +451,11 @@ static int refuse_word(const char *word, const char *name)
         if (strcmp(name, option_at(i)->key) == 0)
             FAIL(ERR_CONFIG, "%s: write it with its section: %s=…", word, known);
     }
-    if (guess.best[0] != '\0') FAIL(ERR_CONFIG, "%s: no such option; did you mean %s?", word, guess.best);
     if (section_exists(name)) FAIL(ERR_CONFIG, "%s: name one option of the section, as in %s.key=value", word, name);
+    if (foreign != NULL && strcmp(foreign->theirs, dot ? dot + 1 : name) == 0)
+        return refuse_foreign(&in, NULL, "no such option", foreign);
+    if (guess.best[0] != '\0') FAIL(ERR_CONFIG, "%s: no such option; did you mean %s?", word, guess.best);
+    if (foreign != NULL) return refuse_foreign(&in, NULL, "no such option", foreign);
     FAIL(ERR_CONFIG, "%s: no such option; `tatara train --help-config` lists them all", word);
 }
 

@@ -436,9 +436,8 @@ int run_command(struct comm *comm, int argc, char **argv)
     TRY_GOTO(comm_bcast(comm, cfg, sizeof *cfg, 0), done);
     TRY_GOTO(comm_watch(comm, cfg->run.dir, (double)cfg->run.hang_timeout_s), done);
     if (comm->rank == 0) {
-        printf("tatara %s: training, %d rank%s\n", run_version, comm->ranks, comm->ranks == 1 ? "" : "s");
-        config_print(cfg);
-        fflush(stdout);
+        log_info("tatara %s: training, %d rank%s", run_version, comm->ranks, comm->ranks == 1 ? "" : "s");
+        config_print(stderr, cfg);
         config_warn_recipes(cfg);
     }
     TRY_GOTO(run_train(comm, cfg), done);

@@ -3,6 +3,7 @@
 
 #include "err.h"
 #include "log.h"
+#include "path.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -44,10 +45,11 @@ const char *fs_remedy(int error)
 int fs_raise(const char *file, int line, const char *doing, const char *path, int error, int absent,
              const char *remedy)
 {
+    char whole[PATH_WHOLE_MAX];
     const bool wrong_path = is_absent(error);
     if (!wrong_path) remedy = fs_remedy(error);
-    return err_raise(wrong_path ? absent : ERR_SYSTEM, file, line, "%s %s: %s%s%s", doing, path, strerror(error),
-                     remedy ? "; " : "", remedy ? remedy : "");
+    return err_raise(wrong_path ? absent : ERR_SYSTEM, file, line, "%s %s: %s%s%s", doing, path_whole(whole, path),
+                     strerror(error), remedy ? "; " : "", remedy ? remedy : "");
 }
 
 int fs_sync_folder(const char *folder)

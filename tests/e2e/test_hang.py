@@ -79,7 +79,7 @@ class Start(Hang):
         never, _ = self.start("never", lib.tokenizer(), 2, "data.tokenizer=tok.model", "run.dir=/dev/null/run")
         mute, mute_dir = self.start("mute", lib.tokenizer(), 2, "data.tokenizer=tok.model")
         for process in (late, mute):
-            lib.wait_for("the configuration", lambda process=process: "training, 3 ranks" in process.result().stdout)
+            lib.wait_for("the configuration", lambda process=process: "training, 3 ranks" in process.result().stderr)
         self.assertFalse(late_dir.exists())
         time.sleep(0.2)
         mute_dir.mkdir()

@@ -1,6 +1,7 @@
 /* The configuration: what is accepted, what is refused and with which words, that it survives a round trip to the bit,
  * and that every configuration that we ship is sound and has as many parameters as the model that it names. */
 #include "config.h"
+#include "config_guess.h"
 #include "config_table.h"
 #include "err.h"
 
@@ -144,6 +145,13 @@ static void test_refused_yaml(void **state)
         {"model:\n  hiden: 2\n", {"test.yaml:2: unknown key 'hiden' in model: did you mean 'hidden'?"}},
         {"model: {lr: 1}\n", {"unknown key 'lr' in model: did you mean optim.lr"}},
         {"layers: 1\n", {"did you mean model.layers"}},
+        {"\nlearning_rate: 1\n", {"test.yaml:2: unknown key 'learning_rate' at the top: it is called optim.lr here"}},
+        {"optim: {learning_rate: 1}\n", {"'learning_rate' in optim: it is called optim.lr here"}},
+        {"model: {Hidden-Size: 1}\n", {"'Hidden-Size' in model: it is called model.hidden here"}},
+        {"learnig_rate: 1\n", {"it is called optim.lr here"}},
+        {"model: {untie_embeddings_and_output_weights: true}\n",
+         {"model.tie_embeddings here, and means the opposite"}},
+        {"optimizer: {lr: 1}\n", {"it is called optim here"}},
         {"log: {zzzzzzzz: 1}\n", {"unknown key 'zzzzzzzz' in log; known: every, eval_every, eval_batches"}},
         {"{[a]: 1}\n", {"a key must be a word"}},
         {"model: {layers: two}\n", {"model.layers: got two; allowed is a whole number from 1 to 1024"}},
@@ -175,6 +183,9 @@ static void test_refused_yaml(void **state)
         {"optim: {lr: null}\n", {"optim.lr: has no value"}},
         {"run: {dir: ~}\n", {"run.dir: has no value", "\"\" for none"}},
         {"run: {dir: [a]}\n", {"run.dir: got a list"}},
+        {"\nrun: {dir: ~other/runs}\n",
+         {"test.yaml:2: run.dir: ~other/runs: only ~ and ~/… stand for a home folder"}},
+        {"data: {train: [{path: ~other}]}\n", {"data.train: ~other: only ~ and ~/…"}},
         {"run: {dir: \"a\\0b\"}\n", {"run.dir: has a zero byte"}},
         {"model: {qk_norm: yes}\n", {"model.qk_norm: got yes; allowed is true or false"}},
         {"model: {qk_norm: 1}\n", {"got 1; allowed is true or false"}},
@@ -225,6 +236,9 @@ static void test_refused_words(void **state)
         {"optim.lr=1: 2", {"optim.lr=1: 2: optim.lr: got a mapping"}},
         {"optim.lr=[1", {"optim.lr=[1: the value is not YAML"}},
         {"optim.lrr=1", {"optim.lrr=1: no such option; did you mean optim.lr?"}},
+        {"learning_rate=1", {"learning_rate=1: no such option: it is called optim.lr here"}},
+        {"model.num_layers=1", {"no such option: it is called model.layers here"}},
+        {"train.max_steps=1", {"it is called run.steps here"}},
         {"lr=1", {"lr=1: write it with its section: optim.lr="}},
         {"optim={lr: 1}", {"name one option of the section, as in optim.key=value"}},
         {"top.device=cpu", {"no such option"}},
@@ -240,6 +254,59 @@ static void test_refused_words(void **state)
     assert_message_has("cannot open /nonexistent/c.yaml: No such file or directory");
     assert_int_equal(config_load(*state, "/tmp", 0, NULL), ERR_CONFIG);
     assert_message_has("cannot read /tmp: Is a directory");
+}
+
+/* What other programs call an option leads to one that there is, from the top and from any section; and no name of theirs
+ * is one of ours, which would be read. */
+static void test_foreign_names(void **state)
+{
+    char text[160], names[160];
+    for (int i = 0; foreign_at(i) != NULL; i++) {
+        const struct foreign *foreign = foreign_at(i);
+        bool known = false;
+        for (int k = 0; k < OPTION_COUNT; k++) {
+            char name[OPTION_NAME_MAX];
+            option_name(option_at(k), name);
+            known = known || strcmp(name, foreign->ours) == 0 || strcmp(option_at(k)->section, foreign->ours) == 0;
+            if (strcmp(option_at(k)->key, foreign->theirs) == 0) fail_msg("%s is ours", name);
+        }
+        if (!known) fail_msg("%s leads to %s, which there is not", foreign->theirs, foreign->ours);
+        snprintf(names, sizeof names, "it is called %s here", foreign->ours);
+        for (int nested = 0; nested < 2; nested++) {
+            snprintf(text, sizeof text, nested ? "batch: {%s: 1}" : "%s: 1", foreign->theirs);
+            assert_int_equal(parse(*state, text), ERR_CONFIG);
+            assert_message_has(names);
+        }
+        snprintf(text, sizeof text, "%s=1", foreign->theirs);
+        assert_int_equal(load_with_word(*state, COMPLETE, text), ERR_CONFIG);
+        assert_message_has(names);
+    }
+}
+
+/* A ~ at the start of a path is the home folder, in the file and in words alike; elsewhere it is a letter. */
+static void test_home(void **state)
+{
+    struct config *cfg = *state;
+    assert_int_equal(setenv("HOME", "/home/me", 1), 0);
+    assert_int_equal(parse(cfg, "run: {dir: ~/runs/a~b}\n"
+                                "data: {tokenizer: '~/t.model', train: [{path: ~/a}, {path: a/~}, {path: ./~}]}\n"
+                                "checkpoint: {init_from: \"~\", resume: ~/b}"),
+                     0);
+    assert_string_equal(cfg->run.dir, "/home/me/runs/a~b");
+    assert_string_equal(cfg->data.tokenizer, "/home/me/t.model");
+    assert_string_equal(cfg->data.train.entry[0].path, "/home/me/a");
+    assert_string_equal(cfg->data.train.entry[1].path, "a/~");
+    assert_string_equal(cfg->data.train.entry[2].path, "./~");
+    assert_string_equal(cfg->checkpoint.init_from, "/home/me");
+    assert_string_equal(cfg->checkpoint.resume, "/home/me/b");
+    assert_int_equal(load_with_word(cfg, COMPLETE, "run.dir=~/c"), 0);
+    assert_string_equal(cfg->run.dir, "/home/me/c");
+    assert_int_equal(unsetenv("HOME"), 0);
+    assert_int_equal(load_with_word(cfg, COMPLETE, "run.dir=~/c"), ERR_CONFIG);
+    assert_message_has("run.dir=~/c: run.dir: ~/c: ~ is your home folder, which HOME does not say");
+    assert_int_equal(setenv("HOME", "/home/me", 1), 0);
+    assert_int_equal(load_with_word(cfg, COMPLETE, "run.dir=~"), ERR_CONFIG);
+    assert_message_has("in quotes for the home folder");
 }
 
 static void test_refused_combinations(void **state)
@@ -369,8 +436,14 @@ static void test_damaged_text(void **state)
     assert_true(refused > 1000);
 }
 
+static void print_help(FILE *file, const struct config *cfg)
+{
+    (void)file, (void)cfg;
+    config_help();
+}
+
 /* What `print` writes on stdout; the caller frees it. */
-static char *captured(void (*print)(const struct config *), const struct config *cfg)
+static char *captured(void (*print)(FILE *, const struct config *), const struct config *cfg)
 {
     enum { BYTES = 1 << 16 };
     char *text = calloc(1, BYTES);
@@ -380,7 +453,7 @@ static char *captured(void (*print)(const struct config *), const struct config 
     fflush(stdout);
     const int saved = dup(STDOUT_FILENO);
     assert_true(saved >= 0 && dup2(fileno(file), STDOUT_FILENO) >= 0);
-    print(cfg);
+    print(stdout, cfg);
     fflush(stdout);
     assert_true(dup2(saved, STDOUT_FILENO) >= 0);
     close(saved);
@@ -388,12 +461,6 @@ static char *captured(void (*print)(const struct config *), const struct config 
     assert_true(fread(text, 1, BYTES - 1, file) > 0);
     fclose(file);
     return text;
-}
-
-static void print_help(const struct config *cfg)
-{
-    (void)cfg;
-    config_help();
 }
 
 static void assert_columns(const char *text, size_t most)
@@ -476,6 +543,8 @@ int main(void)
         cmocka_unit_test(test_refused_yaml),
         cmocka_unit_test(test_words),
         cmocka_unit_test(test_refused_words),
+        cmocka_unit_test(test_foreign_names),
+        cmocka_unit_test(test_home),
         cmocka_unit_test(test_refused_combinations),
         cmocka_unit_test(test_round_trip),
         cmocka_unit_test(test_damaged_text),

@@ -6,6 +6,7 @@
 #include "ckpt_internal.h"
 #include "fs.h"
 #include "log.h"
+#include "path.h"
 
 #include <ctype.h>
 #include <dirent.h>
@@ -125,7 +126,7 @@ static int newest_complete(const char *run_dir, const int64_t *steps, int n, cha
 
 int ckpt_choose(const char *path, char folder[CKPT_PATH_MAX])
 {
-    char manifest[CKPT_PATH_MAX];
+    char manifest[CKPT_PATH_MAX], whole[PATH_WHOLE_MAX];
     int64_t *steps = NULL;
     int n = 0;
     TRY(ckpt_path(manifest, path, CKPT_MANIFEST));
@@ -137,7 +138,8 @@ int ckpt_choose(const char *path, char folder[CKPT_PATH_MAX])
     TRY(rc);
     if (n == 0) {
         FAIL(ERR_DATA,
-             "%s is neither a checkpoint, which has a " CKPT_MANIFEST ", nor a run's folder, which holds some", path);
+             "%s is neither a checkpoint, which has a " CKPT_MANIFEST ", nor a run's folder, which holds some",
+             path_whole(whole, path));
     }
     log_info("%s: the newest checkpoint of %s", folder, path);
     return 0;
@@ -240,7 +242,7 @@ static int make_owner(char owner[CKPT_OWNER_MAX])
 /* mkdir -p */
 static int make_folders(const char *run_dir)
 {
-    char path[CKPT_PATH_MAX];
+    char path[CKPT_PATH_MAX], whole[PATH_WHOLE_MAX];
     snprintf(path, sizeof path, "%s", run_dir);
     for (char *end = path + 1;; end++) {
         const char kept = *end;
@@ -248,7 +250,7 @@ static int make_folders(const char *run_dir)
         *end = '\0';
         if (mkdir(path, 0777) != 0 && errno != EEXIST) {
             FAIL(ERR_SYSTEM, "run.dir %s: the folder %s cannot be created: %s; set run.dir to one that can", run_dir,
-                 path, strerror(errno));
+                 path_whole(whole, path), strerror(errno));
         }
         *end = kept;
         if (kept == '\0') return 0;
