@@ -123,9 +123,9 @@ static int device_choose_attention(struct device *dev, const struct attention_ca
 {
     (void)dev, (void)c;
     if (*choice == ATTENTION_CUDNN)
-        FAIL(ERR_UNSUPPORTED, "attention=cudnn needs a GPU; use attention=flash, or device=cuda");
-    *choice = ATTENTION_FLASH;
-    snprintf(why, why_bytes, "flash");
+        FAIL(ERR_UNSUPPORTED, "attention=cudnn needs a GPU; leave attention out, or use device=cuda");
+    snprintf(why, why_bytes, "the CPU's own kernel%s",
+             *choice == ATTENTION_FLASH ? "; attention=flash acts on GPUs only" : "");
     return 0;
 }
 
