@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #define FORMAT_MAX 32
 /* A rank is called slow when its own time for a micro-batch, waiting for others left out, exceeds the median's by this, so
@@ -58,11 +59,14 @@ void metrics_close(struct metrics *metrics)
     metrics->rank_s = NULL;
 }
 
-/* Writes one JSON object as a line and frees it. A full disk must not end a run that goes on computing: it is warned of
+/* Writes one JSON object as a line, with the time of day as Unix seconds, and frees it. A full disk must not end a run that goes on computing: it is warned of
  * once, and the next line that can be written starts afresh. */
 static int write_line(struct metrics *metrics, json_t *object)
 {
     if (!object) FAIL(ERR_SYSTEM, "out of memory for a line of metrics.jsonl");
+    struct timespec now;
+    if (metrics->file && clock_gettime(CLOCK_REALTIME, &now) == 0)
+        json_object_set_new(object, "time", json_real((double)now.tv_sec + (double)(now.tv_nsec / 1000000) / 1000));
     if (metrics->file) {
         bool failed = metrics->failing && fputc('\n', metrics->file) == EOF;
         failed |= json_dumpf(object, metrics->file, JSON_COMPACT | JSON_REAL_PRECISION(17)) != 0;
