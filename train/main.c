@@ -36,7 +36,9 @@ static void usage(void)
     for (int i = 0; i < COMMANDS; i++)
         printf("  %-9s %s\n", commands[i].name, commands[i].help);
     puts("\n`tatara COMMAND --help` says more. train and prepare run on several ranks under mpirun.\n"
-         "Exit status: 0 success");
+         "Exit status:\n"
+         "   0  success\n"
+         "   1  ckpt diff: tensors differ");
 #define X(name, status, meaning) printf("  %2d  %s\n", status, meaning);
     ERR_LIST(X)
 #undef X

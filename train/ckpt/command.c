@@ -14,7 +14,13 @@ static const char usage[] =
     "       tatara ckpt show FOLDER       metadata, configuration, and every tensor's statistics\n"
     "       tatara ckpt verify FOLDER     compares every byte with the manifest's checksums\n"
     "       tatara ckpt diff A B          which tensors differ, in how many elements, and by how much\n"
-    "FOLDER is a checkpoint: RUN_DIR/step-NNNNNNNN\n";
+    "FOLDER, A and B are checkpoints, RUN_DIR/step-NNNNNNNN, or a run's folder, whose newest complete checkpoint is "
+    "taken.\n"
+    "\n"
+    "Exit status: 0 success; 1 diff: tensors differ; 2 and up trouble, as `tatara --help` lists it.\n";
+
+/* What `ckpt diff` ends with, like diff(1), where it did what was asked of it. */
+enum { SAME = 0, DIFFERENT = 1 };
 
 static void format_bytes(char text[32], double bytes)
 {
@@ -149,11 +155,13 @@ static int verify_all(const char *folder, const struct ckpt_manifest *manifest)
     return ckpt_verify_files(folder, manifest, 0, 1, VERIFY_THREADS);
 }
 
-static int show(const char *folder)
+static int show(const char *path)
 {
     int rc = 0;
     struct ckpt_manifest manifest;
     float *buffer = NULL;
+    char folder[CKPT_PATH_MAX];
+    TRY(ckpt_choose(path, folder));
     TRY(ckpt_manifest_read(folder, &manifest));
     TRY_GOTO(verify_all(folder, &manifest), done);
     show_meta(folder, &manifest);
@@ -171,11 +179,12 @@ done:
 
 /* ---- verify ---- */
 
-static int verify(const char *folder)
+static int verify(const char *path)
 {
     int rc = 0;
-    char size[32];
+    char folder[CKPT_PATH_MAX], size[32];
     struct ckpt_manifest manifest;
+    TRY(ckpt_choose(path, folder));
     TRY(ckpt_manifest_read(folder, &manifest));
     TRY_GOTO(verify_all(folder, &manifest), done);
     format_bytes(size, (double)file_bytes(&manifest));
@@ -189,18 +198,18 @@ done:
 
 /* A tensor of a checkpoint, read a chunk at a time. */
 struct reader {
-    const char *folder;
+    char folder[CKPT_PATH_MAX];
     struct ckpt_manifest manifest;
     float *chunk;
 };
 
-static int reader_open(struct reader *r, const char *folder)
+static int reader_open(struct reader *r, const char *path)
 {
-    *r = (struct reader){.folder = folder};
-    TRY(ckpt_manifest_read(folder, &r->manifest));
-    TRY(verify_all(folder, &r->manifest));
+    TRY(ckpt_choose(path, r->folder));
+    TRY(ckpt_manifest_read(r->folder, &r->manifest));
+    TRY(verify_all(r->folder, &r->manifest));
     r->chunk = malloc((size_t)CHUNK_ELEMS * sizeof *r->chunk);
-    if (!r->chunk) FAIL(ERR_SYSTEM, "no memory left to read %s", folder);
+    if (!r->chunk) FAIL(ERR_SYSTEM, "no memory left to read %s", r->folder);
     return 0;
 }
 
@@ -273,14 +282,14 @@ static int diff_tensor(struct reader *a, struct reader *b, const struct ckpt_ten
     return 0;
 }
 
-static int diff(const char *folder_a, const char *folder_b)
+static int diff(const char *path_a, const char *path_b)
 {
     int rc = 0;
     int64_t differing = 0;
-    struct reader a = {.folder = NULL}, b = {.folder = NULL};
-    TRY_GOTO(reader_open(&a, folder_a), done);
-    TRY_GOTO(reader_open(&b, folder_b), done);
-    printf("A  %s, step %" PRId64 "\nB  %s, step %" PRId64 "\n", folder_a, a.manifest.meta.step, folder_b,
+    struct reader a = {.chunk = NULL}, b = {.chunk = NULL};
+    TRY_GOTO(reader_open(&a, path_a), done);
+    TRY_GOTO(reader_open(&b, path_b), done);
+    printf("A  %s, step %" PRId64 "\nB  %s, step %" PRId64 "\n", a.folder, a.manifest.meta.step, b.folder,
            b.manifest.meta.step);
     for (int i = 0; i < a.manifest.n_tensors; i++)
         TRY_GOTO(diff_tensor(&a, &b, &a.manifest.tensors[i], &differing), done);
@@ -291,6 +300,7 @@ static int diff(const char *folder_a, const char *folder_b)
     }
     if (differing == 0) printf("all %d tensors are the same, bit for bit\n", a.manifest.n_tensors);
     if (differing > 0) printf("%" PRId64 " tensors differ\n", differing);
+    rc = differing == 0 ? SAME : DIFFERENT;
 done:
     reader_close(&a);
     reader_close(&b);
