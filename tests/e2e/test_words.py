@@ -1,0 +1,92 @@
+"""What a person reads and writes: streams, paths, names of checkpoints, the lines of metrics.jsonl."""
+import shutil
+import time
+
+import lib
+
+
+class Streams(lib.Case):
+    """Each stream makes sense alone: progress and losses on stdout; all that describes the run on stderr."""
+
+    def test_train(self):
+        began = time.time()
+        config, run_dir = self.config()
+        result = lib.tatara(["train", config, f"data.valid=[{{path: {lib.valid_shards()}}}]", "optim.eps=1e-12"])
+        self.assertEqual(result.status, 0, result)
+        for line in result.stdout.splitlines():
+            self.assertRegex(line, r"^step \d+/20  (loss|validation loss) ", result)
+        self.assertEqual(len(result.stdout.splitlines()), 21, result)
+        words = ["training, 1 rank", "run         dir=", "warning: optim.eps", "device: ", "data: ", "model: ", "done: "]
+        places = [result.stderr.find(word) for word in words]
+        self.assertNotIn(-1, places, result)
+        self.assertEqual(places, sorted(places), result)
+        self.assertNotIn("flash", result.stderr.split("device: ")[1], "said of a CPU")
+        times = [line["time"] for line in lib.metrics(run_dir)]
+        self.assertEqual(times, sorted(times))
+        self.assertTrue(began - 1 < times[0] and times[-1] < time.time() + 1, times)
+
+
+class Paths(lib.Case):
+    """Relative ones are relative to the working directory, wherever the file lies; what is not found is named whole."""
+
+    def tatara(self, *words):
+        # A shell that only changes the folder.
+        return lib.tatara(words, prefix=["sh", "-c", 'cd "$0" && exec "$@"', self.dir])
+
+    def test_relative(self):
+        inner = self.dir / "configs"
+        inner.mkdir()
+        self.config(folder=inner)
+        (self.dir / "shards").symlink_to(lib.train_shards())
+        (self.dir / "tok").symlink_to(lib.tokenizer())
+        words = ["train", "configs/run.yaml", "run.dir=runs/x", "run.steps=10", "data.tokenizer=tok"]
+        result = self.tatara(*words, "data.train=[{path: ./shards}]")
+        self.assertEqual(result.status, 0, result)
+        self.assertTrue((self.dir / "runs/x/step-00000010").is_dir())
+        for more, status, missing in (
+            (["data.train=[{path: ./none}]"], "data", "dataset {}/none: "),
+            (["data.train=[{path: tok/x}]"], "data", "dataset {}/tok/x: "),
+            (["data.tokenizer=none.model"], "data", "tokenizer {}/none.model: "),
+            (["data.train=[{path: shards}]", "checkpoint.resume=runs/x/step-00000011"], "data", "{}/runs/x/step-00000011/"),
+            (["data.train=[{path: shards}]", "run.dir=tok/y"], "system", "folder {}/tok/y cannot be created"),
+        ):
+            with self.subTest(more):
+                self.assertFails(self.tatara(*words, *more), status, missing.format(self.dir))
+        self.assertFails(self.tatara("train", "none.yaml"), "config", f"cannot open {self.dir}/none.yaml: No such file")
+        self.assertFails(self.tatara("ckpt", "show", "runs/y"), "data", f"{self.dir}/runs/y is neither a checkpoint")
+
+    def test_home(self):
+        """A folder called ~ is never made."""
+        home = self.dir / "home"
+        home.mkdir()
+        result = lib.tatara(["train", self.config()[0], "run.dir=~/run", "run.stop_at=1"],
+                            prefix=["sh", "-c", 'cd "$0" && HOME="$0/home" && export HOME && exec "$@"', self.dir])
+        self.assertEqual(result.status, 0, result)
+        self.assertTrue((home / "run/step-00000001").is_dir())
+        self.assertFalse((self.dir / "~").exists())
+
+
+class Checkpoints(lib.Case):
+    def test_folder_of_run(self):
+        """In place of a checkpoint its run's folder may be named, whose newest complete one is meant; ckpt diff ends as
+        diff(1) does."""
+        run_dir = self.train("run", "checkpoint.every=10", "run.steps=20")
+        old, new = run_dir / "step-00000010", run_dir / "step-00000020"
+        shutil.copytree(new, run_dir / "step-00000030")
+        (run_dir / "step-00000030/rank-00000.h5").unlink()
+        self.assertIn(f"OK: {new}, ", lib.tatara(["ckpt", "verify", run_dir]).stdout)
+        self.assertRegex(lib.tatara(["ckpt", "show", run_dir]).stdout, rf"^checkpoint +{new}\nstep +20\n")
+        for words, status, text in (
+            ([run_dir, new], 0, "are the same, bit for bit"),
+            ([old, run_dir], 1, "tensors differ"),
+            ([run_dir, self.dir / "none"], lib.STATUS["data"], ""),
+            ([run_dir], lib.STATUS["usage"], ""),
+        ):
+            result = lib.tatara(["ckpt", "diff", *words])
+            self.assertEqual(result.status, status, result)
+            self.assertIn(text, result.stdout)
+            self.assertEqual(bool(result.errors()), status > 1, result)
+
+
+if __name__ == "__main__":
+    lib.main()
