@@ -2,7 +2,7 @@
 #include "plan.h"
 
 #include "config.h"
-#include "data/loader.h"
+#include "data/tokenizer.h"
 #include "err.h"
 #include "run.h"
 #include "state.h"
@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #define MIB 1048576.0
 
@@ -52,6 +53,13 @@ static void print_for_scripts(const struct config *cfg, int64_t checkpoint_bytes
            (long long)checkpoints, (long long)all);
 }
 
+/* What the tokenizer, where it is there already, adds to a checkpoint. */
+static int64_t tokenizer_bytes(const struct config *cfg)
+{
+    struct stat st;
+    return stat(cfg->data.tokenizer, &st) == 0 ? (int64_t)st.st_size : 0;
+}
+
 static int print_plan(const struct config *cfg, int64_t vocab_size, int ranks, struct device *dev)
 {
     struct comm comm = {.ranks = ranks, .local_ranks = ranks, .cores = 1};
@@ -81,7 +89,7 @@ static int print_plan(const struct config *cfg, int64_t vocab_size, int ranks, s
     }
     if (cpu) printf("  %-14s %12.1f\n", "communication", (double)comm_bytes / MIB);
     printf("  %-14s %12.1f\n", "total", (double)(measure.used + comm_bytes) / MIB);
-    print_for_scripts(cfg, state_bytes(&step.params));
+    print_for_scripts(cfg, state_bytes(&step.params) + tokenizer_bytes(cfg));
     step_close(&step);
     return 0;
 }
@@ -121,7 +129,7 @@ int plan_command(struct comm *comm, int argc, char **argv)
     int rc = 0;
     long ranks = 1;
     int64_t vocab_size = 0;
-    uint64_t tokenizer_id = 0;
+    struct tokenizer *tokenizer = NULL;
     struct device dev = {.kind = DEVICE_CPU};
     struct config *cfg = NULL;
     char **words = NULL;
@@ -147,15 +155,15 @@ int plan_command(struct comm *comm, int argc, char **argv)
     }
     TRY_GOTO(config_load(cfg, argv[0], n, words), done);
     vocab_size = cfg->model.vocab_size;
-    if (vocab_size == 0) TRY_GOTO(run_vocab(cfg, &vocab_size, &tokenizer_id), done);
-    if (vocab_size == 0) {
-        FAIL_GOTO(done, ERR_CONFIG, "%s: the vocabulary's size is not known; set model.vocab_size or data.tokenizer",
-                  argv[0]);
+    if (vocab_size == 0) { /* then config_check has seen a tokenizer */
+        TRY_GOTO(tokenizer_open(&tokenizer, cfg->data.tokenizer), done);
+        TRY_GOTO(run_vocab(cfg, tokenizer, &vocab_size), done);
     }
     TRY_GOTO(choose_device(&dev, cfg, comm), done);
     TRY_GOTO(print_plan(cfg, vocab_size, (int)ranks, &dev), done);
 done:
     if (dev.table) device_close(&dev);
+    tokenizer_close(tokenizer);
     free(words);
     free(cfg);
     return rc;

@@ -41,16 +41,10 @@ struct run {
     size_t base_bytes;
 };
 
-int run_vocab(const struct config *cfg, int64_t *vocab_size, uint64_t *id)
+int run_vocab(const struct config *cfg, const struct tokenizer *tokenizer, int64_t *vocab_size)
 {
-    struct tokenizer *tokenizer = NULL;
-    *vocab_size = cfg->model.vocab_size;
-    *id = 0;
-    if (cfg->data.tokenizer[0] == '\0') return 0;
-    TRY(tokenizer_open(&tokenizer, cfg->data.tokenizer));
     const int64_t size = tokenizer_vocab_size(tokenizer);
-    *id = tokenizer_id(tokenizer);
-    tokenizer_close(tokenizer);
+    *vocab_size = cfg->model.vocab_size;
     if (*vocab_size == 0) *vocab_size = size;
     if (*vocab_size < size) {
         FAIL(ERR_CONFIG, "model.vocab_size is %lld, but %s has %lld tokens; use at least that many, or 0",
@@ -88,6 +82,24 @@ static int open_transport(struct run *run)
     return 0;
 }
 
+/* The vocabulary, and on rank 0 the model that goes into the checkpoints. Not collective. */
+static int open_tokenizer(struct run *run)
+{
+    int rc = 0;
+    struct tokenizer *tokenizer = NULL;
+    run->vocab_size = run->cfg->model.vocab_size;
+    if (run->cfg->data.tokenizer[0] == '\0') return 0;
+    TRY(tokenizer_open(&tokenizer, run->cfg->data.tokenizer));
+    run->tokenizer_id = tokenizer_id(tokenizer);
+    TRY_GOTO(run_vocab(run->cfg, tokenizer, &run->vocab_size), done);
+    if (run->comm->rank == 0) {
+        TRY_GOTO(tokenizer_copy_model(tokenizer, &run->saving.tokenizer, &run->saving.tokenizer_bytes), done);
+    }
+done:
+    tokenizer_close(tokenizer);
+    return rc;
+}
+
 /* Data, and what the model needs to know of it. Not collective. */
 static int open_data(struct run *run)
 {
@@ -101,7 +113,7 @@ static int open_data(struct run *run)
                                      .ranks = run->comm->ranks,
                                      .prefetch = (int)cfg->data.prefetch,
                                      .document_mask = cfg->data.document_mask};
-    TRY(run_vocab(cfg, &run->vocab_size, &run->tokenizer_id));
+    TRY(open_tokenizer(run));
     options.tokenizer_id = run->tokenizer_id;
     options.vocab_size = run->vocab_size;
     TRY(loader_open(&run->train, &options));

@@ -5,9 +5,10 @@
 #include "comm.h"
 #include "config.h"
 
-/* Rows of the embedding: model.vocab_size, or the tokenizer's size when it is 0; id: the tokenizer's, 0 without one.
- * ERR_CONFIG when the two do not fit, ERR_DATA when the tokenizer's file does not load. */
-int run_vocab(const struct config *cfg, int64_t *vocab_size, uint64_t *id);
+struct tokenizer;
+
+/* Rows of the embedding: model.vocab_size, or the tokenizer's size when it is 0. ERR_CONFIG when the two do not fit. */
+int run_vocab(const struct config *cfg, const struct tokenizer *tokenizer, int64_t *vocab_size);
 /* "0.1.0 (1a2b3c4d5e6f)": with the commit that it was built from, as far as the build knows. */
 extern const char run_version[];
 

@@ -103,14 +103,21 @@ static int32_t draw(const struct sampler_options *o, const float *logits, const 
     return c[kept - 1].token;
 }
 
+/* The one that was named, else the checkpoint's own, else that of its configuration. */
+static int open_tokenizer(struct sampling *s)
+{
+    char own[CKPT_PATH_MAX];
+    TRY(ckpt_tokenizer(s->ckpt, own));
+    const char *path = s->options.tokenizer ? s->options.tokenizer : own[0] ? own : s->cfg->data.tokenizer;
+    if (path[0] == '\0') FAIL(ERR_USAGE, "%s was trained without a tokenizer; name one with --tokenizer", s->ckpt);
+    TRY(tokenizer_open(&s->tokenizer, path));
+    if (s->meta.tokenizer_id == tokenizer_id(s->tokenizer)) return 0;
+    FAIL(ERR_DATA, "%s is not the tokenizer that %s was trained with; name that one with --tokenizer", path, s->ckpt);
+}
+
 static int open_model(struct sampling *s, int64_t longest)
 {
-    uint64_t tokenizer_of_file = 0;
-    TRY(run_vocab(s->cfg, &s->vocab_size, &tokenizer_of_file));
-    if (s->meta.tokenizer_id != tokenizer_of_file) {
-        FAIL(ERR_DATA, "%s is not the tokenizer that %s was trained with; name that one with --tokenizer",
-             s->cfg->data.tokenizer, s->ckpt);
-    }
+    TRY(run_vocab(s->cfg, s->tokenizer, &s->vocab_size));
     TRY(params_open(&s->params, s->cfg, s->vocab_size, 1));
     struct arena measure = arena_measure(&s->dev);
     for (int real = 0; real < 2; real++) {
@@ -224,11 +231,7 @@ static int sample_run(struct sampling *s, struct comm *comm)
     TRY(ckpt_verify(comm, s->ckpt));
     TRY(ckpt_read_meta(s->ckpt, &s->meta));
     TRY(config_parse(s->cfg, s->ckpt, s->meta.config_yaml, strlen(s->meta.config_yaml)));
-    if (s->options.tokenizer) snprintf(s->cfg->data.tokenizer, CONFIG_TEXT_MAX, "%s", s->options.tokenizer);
-    if (s->cfg->data.tokenizer[0] == '\0') {
-        FAIL(ERR_USAGE, "%s was trained without a tokenizer; name one with --tokenizer", s->ckpt);
-    }
-    TRY(tokenizer_open(&s->tokenizer, s->cfg->data.tokenizer));
+    TRY(open_tokenizer(s));
     TRY(device_choose(&s->dev, s->options.device, comm->cores, comm));
     TRY(encode_prompts(s, &longest));
     TRY(open_model(s, longest));
@@ -278,7 +281,8 @@ static void usage(void)
          "  --top-k K            draw from the K likeliest tokens only; 0: all (default 50)\n"
          "  --top-p P            draw from the fewest tokens that hold P of the probability (default 0.95)\n"
          "  --seed N             the same seed gives the same text (default 1234)\n"
-         "  --tokenizer FILE     instead of the one in the checkpoint's configuration, if it has moved\n"
+         "  --tokenizer FILE     for a checkpoint that has none of its own (those of earlier versions), if it has "
+         "moved\n"
          "  --device D           auto, cpu or cuda (default auto: a GPU where there is one)");
 }
 

@@ -15,6 +15,7 @@ int saving_open(struct saving *s)
 {
     TRY(state_saver_open(&s->saver, s->step, &s->folder));
     s->ckpt = state_saver_ckpt(s->saver);
+    ckpt_saver_add_tokenizer(s->ckpt, s->tokenizer, s->tokenizer_bytes);
     return 0;
 }
 
@@ -22,6 +23,8 @@ void saving_close(struct saving *s)
 {
     state_saver_close(s->saver);
     s->saver = NULL;
+    free(s->tokenizer);
+    s->tokenizer = NULL;
     free(s->jumps);
     s->jumps = NULL;
 }

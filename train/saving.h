@@ -18,6 +18,8 @@ struct saving {
     struct metrics *metrics;
     struct ckpt_run folder;
     uint64_t tokenizer_id;
+    char *tokenizer; /* its model, which goes into each checkpoint, on rank 0; owned */
+    size_t tokenizer_bytes;
     struct state_saver *saver;
     struct ckpt_saver *ckpt;   /* the saver's */
     int64_t saved;             /* the step of the newest checkpoint that this process wrote or read; −1: none */

@@ -1,5 +1,102 @@
 """Tokenizers: what is refused in their place, and what prepare says of what they do to the text."""
+import ctypes
+import re
+import shutil
+
 import lib
+
+PROMPT = "猫は"
+
+
+class Checkpoint(lib.Case):
+    """A checkpoint holds its tokenizer: a copied folder can be sampled where nothing else of the run is."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.folder = lib.temp_dir(cls.addClassCleanup)
+        cls.tokenizer = shutil.copy(lib.tokenizer(), cls.folder / "tok.model")
+        config, run_dir = lib.write_config(cls.folder)
+        words = [f"data.tokenizer={cls.tokenizer}", "run.steps=30", "checkpoint.async=true", "checkpoint.every=20"]
+        result = lib.tatara(["train", config, *words], ranks=2)
+        assert result.status == 0, result
+        cls.checkpoint = run_dir / "step-00000030"
+        cls.config_words = [config, *words]
+
+    def setUp(self):
+        super().setUp()
+        self.copy = self.dir / "copy"
+        shutil.copytree(self.checkpoint, self.copy)
+
+    def sample(self, checkpoint, *words):
+        return lib.tatara(["sample", "--ckpt", checkpoint, "--tokens", 20, "--temperature", 0, "--prompt", PROMPT, *words])
+
+    def drop_tokenizer(self):
+        """Makes the copy one of a version that kept no tokenizer."""
+        path = self.copy / "manifest.json"
+        text, entries = re.subn(r',\n[^\n]*"tokenizer.model"[^\n]*', "", path.read_text())
+        self.assertEqual(entries, 1)
+        body = text[:text.rindex(',\n"checksum"')].encode()
+        xxhash = ctypes.CDLL("libxxhash.so.0").XXH3_64bits
+        xxhash.restype, xxhash.argtypes = ctypes.c_uint64, (ctypes.c_char_p, ctypes.c_size_t)
+        path.write_bytes(body + b',\n"checksum": "%016x"\n}\n' % xxhash(body, len(body)))
+        (self.copy / "tokenizer.model").unlink()
+
+    def test_copied(self):
+        here = self.sample(self.checkpoint)
+        self.assertEqual(here.status, 0, here)
+        self.assertEqual((self.copy / "tokenizer.model").read_bytes(), self.tokenizer.read_bytes())
+        away = self.tokenizer.rename(self.folder / "away.model")
+        try:
+            there = self.sample(self.copy)
+        finally:
+            away.rename(self.tokenizer)
+        self.assertEqual((there.status, there.stdout), (0, here.stdout), there)
+        shown = lib.tatara(["ckpt", "show", self.copy])
+        self.assertRegex(shown.stdout, r"in 4 files, of 2 rank(.|\n)*, in tokenizer.model\n")
+
+    def test_another_at_the_same_path(self):
+        other = lib.other_tokenizer(self.dir)
+        here = self.sample(self.checkpoint)
+        away = self.tokenizer.rename(self.folder / "away.model")
+        try:
+            shutil.copy(other, self.tokenizer)
+            there = self.sample(self.copy)
+        finally:
+            away.replace(self.tokenizer)
+        self.assertEqual((there.status, there.stdout), (0, here.stdout), there)
+
+    def test_damaged(self):
+        model = self.copy / "tokenizer.model"
+        lib.flip_bit(model, model.stat().st_size // 2)
+        self.assertFails(lib.tatara(["ckpt", "verify", self.copy]), "data", model, "checksum")
+        self.assertFails(self.sample(self.copy), "data", model, "checksum")
+        model.unlink()
+        self.assertFails(lib.tatara(["ckpt", "verify", self.copy]), "data", model, "missing")
+
+    def test_earlier_version(self):
+        self.drop_tokenizer()
+        self.assertEqual(lib.tatara(["ckpt", "verify", self.copy]).status, 0)
+        self.assertIn("not in the checkpoint", lib.tatara(["ckpt", "show", self.copy]).stdout)
+        here = self.sample(self.checkpoint)
+        there = self.sample(self.copy)
+        self.assertEqual((there.status, there.stdout), (0, here.stdout), there)
+        away = self.tokenizer.rename(self.folder / "away.model")
+        try:
+            self.assertFails(self.sample(self.copy), "data", self.tokenizer)
+            named = self.sample(self.copy, "--tokenizer", away)
+        finally:
+            away.rename(self.tokenizer)
+        self.assertEqual((named.status, named.stdout), (0, here.stdout), named)
+        config, _ = self.config("resumed")
+        resumed = lib.tatara(["train", config, f"checkpoint.resume={self.copy}", "run.steps=31"])
+        self.assertEqual(resumed.status, 0, resumed)
+
+    def test_planned(self):
+        words = [*self.config_words, "model.vocab_size=512", "ranks=2"]
+        planned = int(lib.plan_values(self, *words)["checkpoint.bytes"])
+        without = int(lib.plan_values(self, *words, "data.tokenizer=''")["checkpoint.bytes"])
+        self.assertEqual(planned - without, self.tokenizer.stat().st_size)
+        self.assertLessEqual(sum(path.stat().st_size for path in self.checkpoint.iterdir()), planned)
 
 
 class Kinds(lib.Case):

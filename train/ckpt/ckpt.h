@@ -78,6 +78,9 @@ int ckpt_save(struct comm *comm, const struct ckpt_run *run, const struct ckpt_m
  * main thread starts a save, asks now and then whether all ranks are ready, and then lets all advance. */
 struct ckpt_saver;
 int ckpt_saver_open(struct ckpt_saver **saver, struct comm *comm, const struct ckpt_run *run);
+/* Puts the tokenizer's model into every checkpoint from now on, so that a copied folder can be sampled anywhere. The model
+ * is rank 0's, and stays as it is until the saver is closed; other ranks, and runs without a tokenizer, give 0 bytes. */
+void ckpt_saver_add_tokenizer(struct ckpt_saver *saver, const void *model, size_t bytes);
 /* Starts it; what can be refused at once, is. The slabs' data must stay as they are until the save has ended. `fill`,
  * when given, is called first of all in the writing thread, and may write the slabs' data; where it fails the save ends
  * with its error. Collective. */
@@ -111,6 +114,8 @@ int ckpt_find_newest(struct comm *comm, const char *run_dir, int64_t from, int64
 int ckpt_choose(const char *path, char folder[CKPT_PATH_MAX]);
 /* Verifies one checkpoint folder: ERR_DATA naming the file, what is wrong and what to do. Collective. */
 int ckpt_verify(struct comm *comm, const char *folder);
+/* The path of the checkpoint's own tokenizer; "" when it has none, like those that earlier versions saved. */
+int ckpt_tokenizer(const char *folder, char path[CKPT_PATH_MAX]);
 /* Reads the metadata. Any one rank; not collective. */
 int ckpt_read_meta(const char *folder, struct ckpt_meta *meta);
 /* Fills each slab's data from the checkpoint. A tensor that is missing or of another shape is ERR_DATA naming both. The

@@ -14,6 +14,7 @@
 
 #define CKPT_MANIFEST "manifest.json"
 #define CKPT_INDEX "index.h5"
+#define CKPT_TOKENIZER "tokenizer.model"
 #define CKPT_FILE_MAX 32
 #define CKPT_DIMS_MAX 2 /* of a stored tensor */
 
@@ -96,8 +97,8 @@ struct ckpt_tensor {
 struct ckpt_manifest {
     struct ckpt_meta meta; /* config_yaml is owned */
     char saved_at[32];     /* UTC */
-    int n_files, n_tensors;
-    struct ckpt_file *files; /* one per rank, then the index */
+    int n_ranks, n_files, n_tensors;
+    struct ckpt_file *files; /* one per rank, then the index, then the tokenizer if there is one */
     struct ckpt_tensor *tensors;
 };
 
@@ -156,7 +157,7 @@ hid_t ckpt_h5_access(void);
  * slabs only, so it can run in a thread. */
 int ckpt_write_rank_file(const char *folder, int rank, const struct ckpt_slab *slabs, int n, struct ckpt_file *file,
                          uint64_t *digest);
-/* Writes index.h5 for the tensors of the manifest and seals it into the manifest's last file entry. */
+/* Writes index.h5 for the tensors of the manifest and seals it into the manifest's entry after the ranks'. */
 int ckpt_write_index(const char *folder, struct ckpt_manifest *manifest);
 
 #define CKPT_REMEDY_DISK "free space on that disk, or lower checkpoint.keep"

@@ -135,12 +135,13 @@ static void show_meta(const char *folder, const struct ckpt_manifest *manifest)
     format_bytes(size, (double)file_bytes(manifest));
     printf("checkpoint    %s\nstep          %" PRId64 "\nsaved         %s by %s\n", folder, meta->step,
            manifest->saved_at, meta->version);
-    printf("size          %s in %d files, of %d rank(s)\n", size, manifest->n_files, manifest->n_files - 1);
+    printf("size          %s in %d files, of %d rank(s)\n", size, manifest->n_files, manifest->n_ranks);
     printf("optim steps   %" PRId64 " in the moments\n", meta->optim_steps);
     if (meta->sequences >= 0) printf("sequences     %" PRId64 " read\n", meta->sequences);
     printf("tokens        %.17g\ngrad norm     %.17g\ngrad scale    %.17g\n", meta->tokens, meta->grad_norm,
            meta->grad_scale);
-    printf("model id      %016" PRIx64 "\ntokenizer id  %016" PRIx64 "\n", meta->model_id, meta->tokenizer_id);
+    printf("model id      %016" PRIx64 "\ntokenizer id  %016" PRIx64 ", %s\n", meta->model_id, meta->tokenizer_id,
+           manifest->n_files > manifest->n_ranks + 1 ? "in " CKPT_TOKENIZER : "its model not in the checkpoint");
     printf("configuration\n");
     for (const char *line = meta->config_yaml; *line;) {
         const int length = (int)strcspn(line, "\n");

@@ -75,7 +75,7 @@ int ckpt_write_index(const char *folder, struct ckpt_manifest *manifest)
 {
     int rc = 0;
     char path[CKPT_PATH_MAX];
-    struct ckpt_file *entry = &manifest->files[manifest->n_files - 1];
+    struct ckpt_file *entry = &manifest->files[manifest->n_ranks];
     hid_t file = H5I_INVALID_HID;
     snprintf(entry->name, sizeof entry->name, "%s", CKPT_INDEX);
     TRY(ckpt_path(path, folder, entry->name));

@@ -91,6 +91,16 @@ done:
     return rc;
 }
 
+int ckpt_tokenizer(const char *folder, char path[CKPT_PATH_MAX])
+{
+    struct ckpt_manifest manifest;
+    path[0] = '\0';
+    TRY(ckpt_manifest_read(folder, &manifest));
+    const bool there = manifest.n_files > 0 && strcmp(manifest.files[manifest.n_files - 1].name, CKPT_TOKENIZER) == 0;
+    ckpt_manifest_free(&manifest);
+    return there ? ckpt_path(path, folder, CKPT_TOKENIZER) : 0;
+}
+
 int ckpt_read_meta(const char *folder, struct ckpt_meta *meta)
 {
     struct ckpt_manifest manifest;

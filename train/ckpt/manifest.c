@@ -313,6 +313,18 @@ static int parse_tensor(json_t *entry, struct ckpt_tensor *tensor, int n_files)
     return parse_ranges(ranges, tensor, n_files);
 }
 
+/* The files of the ranks, in order, then the index; returns how many ranks there are, or -1. */
+static int count_ranks(const struct ckpt_manifest *manifest)
+{
+    char name[CKPT_FILE_MAX];
+    for (int rank = 0; rank < manifest->n_files; rank++) {
+        ckpt_file_name(name, rank);
+        if (strcmp(manifest->files[rank].name, name) == 0) continue;
+        return strcmp(manifest->files[rank].name, CKPT_INDEX) == 0 && rank > 0 ? rank : -1;
+    }
+    return -1;
+}
+
 static int parse_lists(json_t *root, struct ckpt_manifest *manifest)
 {
     json_t *files = json_object_get(root, "files"), *tensors = json_object_get(root, "tensors");
@@ -326,8 +338,10 @@ static int parse_lists(json_t *root, struct ckpt_manifest *manifest)
     for (size_t i = 0; i < n_files; i++) {
         if (parse_file(json_array_get(files, i), &manifest->files[i]) != 0) return -1;
     }
+    manifest->n_ranks = count_ranks(manifest);
+    if (manifest->n_ranks < 0) return -1;
     for (size_t i = 0; i < n_tensors; i++) {
-        if (parse_tensor(json_array_get(tensors, i), &manifest->tensors[i], (int)n_files - 1) != 0) return -1;
+        if (parse_tensor(json_array_get(tensors, i), &manifest->tensors[i], manifest->n_ranks) != 0) return -1;
     }
     return 0;
 }

@@ -3,7 +3,7 @@
  *   prepare   the ranks compare what they are about to save; rank 0 checks owner and free space, makes .tmp-save-…
  *   write     each rank its file, to disk                                              (a thread of each rank)
  *   gather    rank 0 learns what the others wrote
- *   commit    rank 0: index, manifest, folder to disk; owner checked again; renamed to step-N; run's folder to disk;
+ *   commit    rank 0: index, tokenizer, manifest, folder to disk; owner checked again; renamed to step-N; run's folder to disk;
  *             the oldest checkpoints removed                                           (a thread of rank 0)
  *
  * The ranks agree after each phase. Killed at any moment, it leaves either a whole step-N or a folder whose name starts
@@ -38,6 +38,8 @@ enum phase { PHASE_IDLE, PHASE_WRITE, PHASE_COMMIT };
 struct ckpt_saver {
     struct comm *comm;
     const struct ckpt_run *run;
+    const void *tokenizer; /* the model, on rank 0; the caller's */
+    size_t tokenizer_bytes;
     enum phase phase;
     bool running; /* the thread is to be joined */
     pthread_t thread;
@@ -104,7 +106,7 @@ static int check_lists(const struct ckpt_saver *save)
 /* What the checkpoint will take, over all ranks, with room for HDF5's own records. Collective. */
 static int total_bytes(const struct ckpt_saver *save, int64_t *bytes)
 {
-    *bytes = (int64_t)1 << 20;
+    *bytes = ((int64_t)1 << 20) + (int64_t)save->tokenizer_bytes;
     for (int i = 0; i < save->n; i++) {
         const int64_t elems = save->slabs[i].end - save->slabs[i].begin;
         if (elems > 0) *bytes += elems * (int64_t)sizeof(float) + 4096;
@@ -208,7 +210,8 @@ static int build_manifest(const struct ckpt_saver *save, struct ckpt_manifest *m
     memset(manifest, 0, sizeof *manifest);
     if (gmtime_r(&now, &utc))
         (void)strftime(manifest->saved_at, sizeof manifest->saved_at, "%Y-%m-%dT%H:%M:%SZ", &utc);
-    manifest->n_files = save->comm->ranks + 1;
+    manifest->n_ranks = save->comm->ranks;
+    manifest->n_files = manifest->n_ranks + 1 + (save->tokenizer_bytes > 0);
     manifest->files = calloc((size_t)manifest->n_files, sizeof *manifest->files);
     manifest->tensors = calloc((size_t)save->n, sizeof *manifest->tensors);
     manifest->meta = save->meta;
@@ -224,13 +227,26 @@ static int build_manifest(const struct ckpt_saver *save, struct ckpt_manifest *m
     return 0;
 }
 
+/* The model as it is in memory, which is what the run was started with: its file may be another by now. */
+static int write_tokenizer(const struct ckpt_saver *save, struct ckpt_file *file)
+{
+    char path[CKPT_PATH_MAX];
+    TRY(ckpt_path(path, save->temp, CKPT_TOKENIZER));
+    TRY(ckpt_file_write(path, save->tokenizer, save->tokenizer_bytes));
+    *file = (struct ckpt_file){.name = CKPT_TOKENIZER,
+                               .bytes = (int64_t)save->tokenizer_bytes,
+                               .xxh3 = XXH3_64bits(save->tokenizer, save->tokenizer_bytes)};
+    return 0;
+}
+
 /* Whether the complete checkpoint under the step's name holds the same bytes in the same files. */
 static int check_same(const struct ckpt_saver *save, const struct ckpt_manifest *manifest)
 {
     struct ckpt_manifest old;
     TRY(ckpt_manifest_read(save->final, &old));
-    bool same = old.n_files == manifest->n_files;
-    for (int i = 0; same && i < old.n_files; i++) {
+    /* One of an earlier version has no tokenizer. */
+    bool same = old.n_ranks == manifest->n_ranks;
+    for (int i = 0; same && i < old.n_files && i < manifest->n_files; i++) {
         same = old.files[i].bytes == manifest->files[i].bytes && old.files[i].xxh3 == manifest->files[i].xxh3;
     }
     ckpt_manifest_free(&old);
@@ -271,6 +287,7 @@ static int finish(const struct ckpt_saver *save)
     struct ckpt_manifest manifest;
     TRY_GOTO(build_manifest(save, &manifest), done);
     TRY_GOTO(ckpt_write_index(save->temp, &manifest), done);
+    if (save->tokenizer_bytes > 0) TRY_GOTO(write_tokenizer(save, &manifest.files[manifest.n_files - 1]), done);
     TRY_GOTO(ckpt_manifest_write(save->temp, &manifest), done);
     TRY_GOTO(fs_sync_folder(save->temp), done);
     TRY_GOTO(publish(save, &manifest), done);
@@ -375,6 +392,12 @@ int ckpt_saver_open(struct ckpt_saver **saver, struct comm *comm, const struct c
     (*saver)->run = run;
     atomic_init(&(*saver)->ready, true);
     return 0;
+}
+
+void ckpt_saver_add_tokenizer(struct ckpt_saver *saver, const void *model, size_t bytes)
+{
+    saver->tokenizer = model;
+    saver->tokenizer_bytes = bytes;
 }
 
 void ckpt_saver_close(struct ckpt_saver *saver)

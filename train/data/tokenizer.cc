@@ -24,6 +24,7 @@ extern "C" {
 
 struct tokenizer {
     sentencepiece::SentencePieceProcessor processor;
+    std::string model; // the file's bytes
     uint64_t id = 0;
 };
 
@@ -62,7 +63,7 @@ int check_kind(const char *path, const std::string &bytes)
 
 int load(struct tokenizer *tokenizer, const char *path)
 {
-    std::string bytes;
+    std::string &bytes = tokenizer->model;
     TRY(read_file(path, &bytes));
     TRY(check_kind(path, bytes));
     const auto status = tokenizer->processor.LoadFromSerializedProto(bytes);
@@ -123,6 +124,15 @@ bool tokenizer_has_text(const struct tokenizer *tokenizer, int32_t token)
 uint64_t tokenizer_id(const struct tokenizer *tokenizer)
 {
     return tokenizer->id;
+}
+
+int tokenizer_copy_model(const struct tokenizer *tokenizer, char **model, size_t *bytes)
+{
+    *bytes = tokenizer->model.size();
+    *model = static_cast<char *>(std::malloc(*bytes));
+    if (!*model) FAIL(ERR_SYSTEM, "out of memory for a tokenizer of %zu bytes", *bytes);
+    std::memcpy(*model, tokenizer->model.data(), *bytes);
+    return 0;
 }
 
 int tokenizer_encode(struct tokenizer *tokenizer, const char *text, size_t bytes, int32_t **tokens, int64_t *n)

@@ -17,6 +17,8 @@ int32_t tokenizer_eos(const struct tokenizer *tokenizer); /* −1: the model has
 bool tokenizer_has_text(const struct tokenizer *tokenizer, int32_t token);
 /* XXH3 of the model file's bytes. */
 uint64_t tokenizer_id(const struct tokenizer *tokenizer);
+/* The model file's bytes. The caller frees *model. */
+int tokenizer_copy_model(const struct tokenizer *tokenizer, char **model, size_t *bytes);
 /* Tokens of UTF-8 text, without BOS or EOS. The caller frees *tokens. */
 int tokenizer_encode(struct tokenizer *tokenizer, const char *text, size_t bytes, int32_t **tokens, int64_t *n);
 /* Text of tokens, NUL-terminated; control tokens give nothing, incomplete byte pieces give U+FFFD. The caller frees. */
