@@ -100,6 +100,13 @@ struct adamw_args {
     double bias1, bias2; /* 1 − beta1^t, 1 − beta2^t with t counting from 1 */
 };
 
+/* What multiplies matrices on a CPU, in the order of the words of the option. */
+enum product_choice {
+    PRODUCT_AUTO,    /* the library, in a build that has it */
+    PRODUCT_LIBRARY, /* oneDNN */
+    PRODUCT_PORTABLE, /* plain C: one chain of fused multiply-adds along k for each element, the same bits on every CPU */
+};
+
 /* What computes attention_fwd and attention_bwd, in the order of the words of the option. */
 enum attention_choice {
     ATTENTION_AUTO,
@@ -185,6 +192,9 @@ const struct device_table *cuda_backend(void);
 /* Opens the device of this kind. threads: OpenMP threads (CPU). Fails with ERR_DEVICE, saying what is missing. */
 int device_open(struct device *dev, enum device_kind kind, int index, int threads);
 void device_close(struct device *dev);
+/* Sets what multiplies from here on; PRODUCT_AUTO after device_open. What was packed before is void. ERR_UNSUPPORTED where
+ * the build has no library, and for PRODUCT_PORTABLE on a GPU, where all else changes nothing. */
+int device_choose_product(struct device *dev, enum product_choice choice);
 /* What the program would tell a person: "CPU, AMX bf16, 2 threads". Written into text. */
 void device_describe(struct device *dev, char *text, size_t text_bytes);
 

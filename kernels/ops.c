@@ -39,6 +39,14 @@ void device_close(struct device *dev)
     *dev = (struct device){.kind = dev->kind};
 }
 
+int device_choose_product(struct device *dev, enum product_choice choice)
+{
+    if (dev->kind == DEVICE_CPU) return cpu_choose_product(dev, choice);
+    if (choice == PRODUCT_PORTABLE)
+        FAIL(ERR_UNSUPPORTED, "precision.product=portable computes on a CPU: use it with device=cpu");
+    return 0;
+}
+
 void device_describe(struct device *dev, char *text, size_t text_bytes)
 {
     dev->table->describe(dev, text, text_bytes);

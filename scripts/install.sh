@@ -8,10 +8,10 @@
 # status is 1. On a cluster whose nodes have these libraries from elsewhere, skip this script: CMake says what it misses.
 set -euo pipefail
 
-# Building and running the program. (oneDNN's CMake file asks for OpenCL, even of those who only use its CPU side.)
+# Building and running the program.
 build=(
     gcc g++ cmake ninja-build pkg-config
-    openmpi-bin libopenmpi-dev libhdf5-dev libdnnl-dev ocl-icd-opencl-dev libsentencepiece-dev
+    openmpi-bin libopenmpi-dev libhdf5-dev libdnnl-dev libsentencepiece-dev
     libyaml-dev libjansson-dev libzstd-dev zlib1g-dev libxxhash-dev
 )
 # scripts/test.sh: tests, and the tools that read the sources.

@@ -126,7 +126,7 @@ export CMAKE_PREFIX_PATH=$tatara_prefix${CMAKE_PREFIX_PATH:+:$CMAKE_PREFIX_PATH}
 # mpicc -showme:incdirs and libdirs leave out Open MPI's own.
 export CMAKE_LIBRARY_PATH=$tatara_lib:$tatara_lib/openmpi/lib
 export CMAKE_INCLUDE_PATH=$tatara_prefix/include:$tatara_lib/openmpi/include
-export HDF5_ROOT=$tatara_prefix/hdf5 dnnl_DIR=$tatara_lib/cmake/dnnl
+export HDF5_ROOT=$tatara_prefix/hdf5
 Boost_DIR=$(echo "$tatara_lib"/cmake/Boost-*)
 export Boost_DIR
 # Open MPI and PMIx find their own parts by these, wherever the archive was unpacked.

@@ -100,7 +100,10 @@ static int choose_device(struct device *dev, const struct config *cfg, const str
     const struct device_table *cuda = cuda_backend();
     const int threads = cfg->run.threads > 0 ? (int)cfg->run.threads : comm->cores;
     const bool gpu = cfg->top.device == CHOOSE_CUDA || (cfg->top.device == CHOOSE_AUTO && cuda && cuda->count() > 0);
-    if (!gpu || !cuda) return device_open(dev, gpu ? DEVICE_CUDA : DEVICE_CPU, 0, threads);
+    if (!gpu || !cuda) {
+        TRY(device_open(dev, gpu ? DEVICE_CUDA : DEVICE_CPU, 0, threads));
+        return device_choose_product(dev, (enum product_choice)cfg->precision.product);
+    }
     *dev = (struct device){.kind = DEVICE_CUDA, .table = cuda, .threads = threads};
     return 0;
 }

@@ -58,6 +58,7 @@ static int open_device(struct device *dev, const struct config *cfg, struct comm
     char text[256];
     const int threads = cfg->run.threads > 0 ? (int)cfg->run.threads : comm->cores;
     TRY(device_choose(dev, (enum device_choice)cfg->top.device, threads, comm));
+    TRY(device_choose_product(dev, (enum product_choice)cfg->precision.product));
     device_describe(dev, text, sizeof text);
     log_info("device: %s a rank, %d rank%s, %d on this node%s", text, comm->ranks, comm->ranks == 1 ? "" : "s",
              comm->local_ranks,

@@ -17,7 +17,7 @@
 #define CPU_SLICE_BYTES ((size_t)5 << 20)
 #define CPU_ALIGN 128
 
-struct product_table; /* product.c: oneDNN's engine and the primitives made so far */
+struct product_table; /* product.h: what multiplies tiles */
 
 struct cpu_state {
     int threads; /* slices in the workspace; dev->threads never exceeds it */
@@ -31,8 +31,10 @@ static inline void *cpu_slice(const struct device *dev, int thread)
 }
 
 /* product.c */
-int cpu_products_open(struct product_table **products, int threads);
+int cpu_products_open(struct product_table **products, int threads, enum product_choice choice);
 void cpu_products_close(struct product_table *table);
+/* What multiplies: "AMX bf16", "AVX-512", …, "portable product". */
+const char *cpu_products_name(const struct product_table *table);
 
 /* matmul.c */
 size_t cpu_pack_bytes(struct device *dev, struct tensor b, bool tb);
@@ -40,8 +42,9 @@ size_t cpu_pack_bytes(struct device *dev, struct tensor b, bool tb);
 /* isa.c */
 /* Fails with ERR_DEVICE when this CPU lacks instructions that the kernels were compiled for. */
 int cpu_isa_check(void);
-/* The best instructions that the matmul uses here: "AMX bf16", "AVX-512", … */
-const char *cpu_isa_name(void);
+
+/* device.c */
+int cpu_choose_product(struct device *dev, enum product_choice choice);
 
 static inline int64_t cpu_min(int64_t a, int64_t b)
 {

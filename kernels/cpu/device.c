@@ -18,7 +18,7 @@ static int device_open_cpu(struct device *dev, int index)
     struct cpu_state *state = calloc(1, sizeof *state);
     if (!state) FAIL(ERR_SYSTEM, "no memory for the state of the CPU device");
     state->threads = dev->threads;
-    const int rc = cpu_products_open(&state->products, state->threads);
+    const int rc = cpu_products_open(&state->products, state->threads, PRODUCT_AUTO);
     if (rc) {
         free(state);
         return rc;
@@ -36,9 +36,21 @@ static void device_close_cpu(struct device *dev)
     dev->state = NULL;
 }
 
+int cpu_choose_product(struct device *dev, enum product_choice choice)
+{
+    struct cpu_state *state = dev->state;
+    struct product_table *chosen = NULL;
+    TRY(cpu_products_open(&chosen, state->threads, choice));
+    cpu_products_close(state->products);
+    state->products = chosen;
+    return 0;
+}
+
 static void device_describe_cpu(struct device *dev, char *text, size_t text_bytes)
 {
-    snprintf(text, text_bytes, "CPU, %s, %d thread%s", cpu_isa_name(), dev->threads, dev->threads == 1 ? "" : "s");
+    const struct cpu_state *state = dev->state;
+    snprintf(text, text_bytes, "CPU, %s, %d thread%s", cpu_products_name(state->products), dev->threads,
+             dev->threads == 1 ? "" : "s");
 }
 
 static int device_count_cpu(void)

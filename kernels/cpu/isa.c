@@ -1,7 +1,4 @@
-/* What this CPU can do: the check that it has the instructions which the kernels were compiled for, and the name of
- * the matmul's instructions for people. */
-#include <dnnl.h>
-
+/* The check that this CPU has the instructions which the kernels were compiled for. */
 #include "cpu.h"
 #include "err.h"
 
@@ -41,24 +38,4 @@ __attribute__((target("general-regs-only"))) int cpu_isa_check(void)
              missing);
     }
     return 0;
-}
-
-const char *cpu_isa_name(void)
-{
-    switch (dnnl_get_effective_cpu_isa()) {
-    case dnnl_cpu_isa_avx512_core_amx:
-        return "AMX bf16";
-    case dnnl_cpu_isa_avx512_core_bf16:
-        return "AVX-512 bf16";
-    case dnnl_cpu_isa_avx512_core_vnni:
-    case dnnl_cpu_isa_avx512_core:
-        return "AVX-512";
-    case dnnl_cpu_isa_avx2_vnni:
-    case dnnl_cpu_isa_avx2:
-        return "AVX2";
-    case dnnl_cpu_isa_avx:
-        return "AVX";
-    default:
-        return "no AVX";
-    }
 }

@@ -1,49 +1,13 @@
-/* Products of tiles by single-threaded oneDNN primitives, and the loop that runs tasks made of them.
+/* Products of tiles, whoever multiplies them, and the loop that runs tasks made of them.
  *
- * oneDNN 2.6.3 uses its fast kernel only where A is contiguous and B is contiguous or in the layout of tile.h. One core
- * of a Xeon with AMX multiplies 256 × 256 × 1024 in bf16 with 1500 GFLOP/s from such tiles, with 1150 when oneDNN has to
- * bring B into that layout itself, and with 700 to 800 when A is strided or transposed or B strided, where it takes
- * another kernel. In f32 it is 138 against 110. Without AVX-512 BF16 oneDNN has no fast bf16 kernel, and none at all
- * below AVX-512: there tiles are filled as f32.
- *
- * Padding bounds the products that can exist: their primitives lie in a table indexed by the padded shape, are made at a
- * shape's first use and never again. oneDNN itself takes and returns some hundred bytes of heap within each call.
- *
- * Threads: the caller's thread makes primitives; OpenMP threads run them, each with its own memory objects, stream and
- * workspace slice, so oneDNN never divides work and results do not depend on the number of threads. */
+ * Threads: the caller's thread prepares products; OpenMP threads run them, each product whole on one thread, so results
+ * do not depend on the number of threads. */
+#include "product.h"
+
 #include <omp.h>
-#include <oneapi/dnnl/dnnl.h>
 #include <stdlib.h>
 
 #include "err.h"
-#include "tile.h"
-
-#define ROW_SIZES (TILE_ROWS / TILE_PAD_ROWS)
-#define COL_SIZES (TILE_COLS / TILE_PAD_COLS)
-#define K_SIZES (TILE_K_BYTES / TILE_PAD_K_BYTES)
-
-enum { ARG_A, ARG_B, ARG_C, ARG_SCRATCH, ARGS };
-
-struct primitive {
-    dnnl_primitive_t run;
-    dnnl_memory_t *memory; /* ARGS for each thread */
-};
-
-struct product_table {
-    int threads;
-    dnnl_engine_t engine;
-    dnnl_stream_t *stream;           /* one for each thread */
-    enum dtype tile_dtype[DT_COUNT]; /* of f32 and of bf16 matrices */
-    bool panels[DT_COUNT];           /* whether oneDNN has its fast kernel, by the type of the tile */
-    struct primitive primitive[2][2][ROW_SIZES][COL_SIZES][K_SIZES]; /* [bf16][adds][rows][columns][k] */
-};
-
-/* Fails with oneDNN's status. */
-#define CHECK_DNNL(call, label)                                                                                 \
-    do {                                                                                                        \
-        const int dnnl_rc_ = (int)(call);                                                                       \
-        if (dnnl_rc_ != 0) FAIL_GOTO(label, ERR_DEVICE, "oneDNN failed with status %d in %s", dnnl_rc_, #call); \
-    } while (0)
 
 static struct product_table *table_of(const struct device *dev)
 {
@@ -51,114 +15,14 @@ static struct product_table *table_of(const struct device *dev)
     return state->products;
 }
 
-static dnnl_data_type_t dnnl_type(enum dtype dtype)
+int cpu_products_open(struct product_table **products, int threads, enum product_choice choice)
 {
-    return dtype == DT_BF16 ? dnnl_bf16 : dnnl_f32;
-}
-
-/* The primitive descriptor of a product. */
-static int describe(dnnl_primitive_desc_t *pd, const struct product_table *table, struct tile_product p)
-{
-    int rc = 0;
-    dnnl_memory_desc_t a, b, c;
-    dnnl_matmul_desc_t op;
-    dnnl_primitive_attr_t attr = NULL;
-    dnnl_post_ops_t post = NULL;
-    const dnnl_dims_t a_dims = {p.m, p.k}, b_dims = {p.k, p.n}, c_dims = {p.m, p.n};
-    const dnnl_format_tag_t panels = p.dtype == DT_BF16 ? dnnl_BA16a64b2a : dnnl_BA16a64b;
-    const dnnl_format_tag_t b_tag = table->panels[p.dtype] ? panels : dnnl_ab;
-    CHECK_DNNL(dnnl_memory_desc_init_by_tag(&a, 2, a_dims, dnnl_type(p.dtype), dnnl_ab), done);
-    CHECK_DNNL(dnnl_memory_desc_init_by_tag(&b, 2, b_dims, dnnl_type(p.dtype), b_tag), done);
-    CHECK_DNNL(dnnl_memory_desc_init_by_tag(&c, 2, c_dims, dnnl_f32, dnnl_ab), done);
-    CHECK_DNNL(dnnl_matmul_desc_init(&op, &a, &b, NULL, &c), done);
-    CHECK_DNNL(dnnl_primitive_attr_create(&attr), done);
-    CHECK_DNNL(dnnl_primitive_attr_set_scratchpad_mode(attr, dnnl_scratchpad_mode_user), done);
-    if (p.adds) {
-        CHECK_DNNL(dnnl_post_ops_create(&post), done);
-        CHECK_DNNL(dnnl_post_ops_append_sum(post, 1.0F), done);
-        CHECK_DNNL(dnnl_primitive_attr_set_post_ops(attr, post), done);
-    }
-    CHECK_DNNL(dnnl_primitive_desc_create(pd, &op, attr, table->engine, NULL), done);
-done:
-    if (post) dnnl_post_ops_destroy(post);
-    if (attr) dnnl_primitive_attr_destroy(attr);
-    return rc;
-}
-
-static void free_primitive(struct primitive *p, int threads)
-{
-    if (p->run) dnnl_primitive_destroy(p->run);
-    for (int i = 0; p->memory && i < threads * ARGS; i++)
-        if (p->memory[i]) dnnl_memory_destroy(p->memory[i]);
-    free((void *)p->memory);
-    *p = (struct primitive){NULL, NULL};
-}
-
-/* Makes the primitive and each thread's memory objects for it; the tiles' addresses are set at each run. */
-static int make_primitive(struct primitive *to, const struct product_table *table, struct tile_product p)
-{
-    int rc = 0;
-    static const dnnl_query_t query[ARGS] = {dnnl_query_src_md, dnnl_query_weights_md, dnnl_query_dst_md,
-                                             dnnl_query_scratchpad_md};
-    dnnl_primitive_desc_t pd = NULL;
-    TRY_GOTO(describe(&pd, table, p), done);
-    const size_t scratch_bytes = dnnl_memory_desc_get_size(dnnl_primitive_desc_query_md(pd, query[ARG_SCRATCH], 0));
-    if (scratch_bytes > TILE_SCRATCH_BYTES)
-        FAIL_GOTO(done, ERR_DEVICE,
-                  "oneDNN wants a scratchpad of %zu bytes for a matmul tile, more than the %zu kept for it",
-                  scratch_bytes, TILE_SCRATCH_BYTES);
-    to->memory = calloc((size_t)table->threads * ARGS, sizeof(dnnl_memory_t));
-    if (!to->memory) FAIL_GOTO(done, ERR_SYSTEM, "no memory for a matmul primitive");
-    for (int i = 0; i < table->threads * ARGS; i++)
-        CHECK_DNNL(dnnl_memory_create(&to->memory[i], dnnl_primitive_desc_query_md(pd, query[i % ARGS], 0),
-                                      table->engine, DNNL_MEMORY_NONE),
-                   done);
-    CHECK_DNNL(dnnl_primitive_create(&to->run, pd), done);
-done:
-    if (pd) dnnl_primitive_desc_destroy(pd);
-    if (rc) free_primitive(to, table->threads);
-    return rc;
-}
-
-static struct primitive *find_primitive(struct product_table *table, struct tile_product p)
-{
-    const int64_t row = p.m / TILE_PAD_ROWS - 1, col = p.n / TILE_PAD_COLS - 1, k = p.k / tile_k_pad(p.dtype) - 1;
-    ASSERT(row >= 0 && row < ROW_SIZES && col >= 0 && col < COL_SIZES && k >= 0 && k < K_SIZES);
-    return &table->primitive[p.dtype == DT_BF16][p.adds][row][col][k];
-}
-
-/* Whether oneDNN has its fast kernel ("brgemm") for tiles of this type on this CPU. */
-static bool has_fast_kernel(struct product_table *table, enum dtype dtype)
-{
-    const struct tile_product p = {.dtype = dtype, .m = TILE_PAD_ROWS, .n = TILE_PAD_COLS, .k = tile_k_pad(dtype)};
-    dnnl_primitive_desc_t pd = NULL;
-    const char *name = "";
-    table->panels[dtype] = true;
-    const bool fast = describe(&pd, table, p) == 0 &&
-                      dnnl_primitive_desc_query(pd, dnnl_query_impl_info_str, 0, (void *)&name) == dnnl_success &&
-                      strncmp(name, "brg", 3) == 0;
-    if (pd) dnnl_primitive_desc_destroy(pd);
-    err_clear();
-    return fast;
-}
-
-int cpu_products_open(struct product_table **products, int threads)
-{
-    int rc = 0;
-    struct product_table *table = calloc(1, sizeof *table);
     *products = NULL;
-    if (!table) FAIL(ERR_SYSTEM, "no memory for the table of matmul primitives");
+    struct product_table *table = calloc(1, sizeof *table);
+    if (!table) FAIL(ERR_SYSTEM, "no memory for the table of matmul tiles");
     table->threads = threads;
-    table->stream = calloc((size_t)threads, sizeof(dnnl_stream_t));
-    if (!table->stream) FAIL_GOTO(done, ERR_SYSTEM, "no memory for the streams of %d threads", threads);
-    CHECK_DNNL(dnnl_engine_create(&table->engine, dnnl_cpu, 0), done);
-    for (int i = 0; i < threads; i++)
-        CHECK_DNNL(dnnl_stream_create(&table->stream[i], table->engine, dnnl_stream_default_flags), done);
-    table->panels[DT_F32] = has_fast_kernel(table, DT_F32);
-    table->panels[DT_BF16] = has_fast_kernel(table, DT_BF16);
-    table->tile_dtype[DT_F32] = DT_F32;
-    table->tile_dtype[DT_BF16] = table->panels[DT_BF16] ? DT_BF16 : DT_F32;
-done:
+    const bool library = choice == PRODUCT_LIBRARY || (choice == PRODUCT_AUTO && product_library_built());
+    const int rc = library ? product_library_open(table) : product_portable_open(table);
     if (rc)
         cpu_products_close(table);
     else
@@ -168,15 +32,13 @@ done:
 
 void cpu_products_close(struct product_table *table)
 {
-    if (!table) return;
-    struct primitive *all = &table->primitive[0][0][0][0][0];
-    for (size_t i = 0; i < sizeof table->primitive / sizeof *all; i++)
-        free_primitive(&all[i], table->threads);
-    for (int i = 0; table->stream && i < table->threads; i++)
-        if (table->stream[i]) dnnl_stream_destroy(table->stream[i]);
-    free((void *)table->stream);
-    if (table->engine) dnnl_engine_destroy(table->engine);
+    if (table && table->close) table->close(table);
     free(table);
+}
+
+const char *cpu_products_name(const struct product_table *table)
+{
+    return table->name;
 }
 
 enum dtype tile_dtype(const struct device *dev, enum dtype act)
@@ -187,42 +49,24 @@ enum dtype tile_dtype(const struct device *dev, enum dtype act)
 struct tile_layout tile_layout_b(const struct device *dev, enum dtype dtype, int64_t lines, int64_t k)
 {
     struct tile_layout layout = tile_layout_a(dtype, lines, k);
+    const int64_t panel = table_of(dev)->panel[dtype];
     layout.is_b = true;
     layout.lines_pad = tile_pad(lines, TILE_PAD_COLS);
-    layout.panel = table_of(dev)->panels[dtype] ? TILE_PAD_COLS : layout.lines_pad;
+    layout.panel = panel > 0 ? panel : layout.lines_pad;
     return layout;
 }
 
-/* oneDNN looks at the number of OpenMP threads when a primitive is made, so it is 1 meanwhile. */
 int tile_product_prepare(struct device *dev, struct tile_product product)
 {
     struct product_table *table = table_of(dev);
-    struct primitive *p = find_primitive(table, product);
-    if (p->run) return 0;
-    const int threads = omp_get_max_threads();
-    omp_set_num_threads(1);
-    const int rc = make_primitive(p, table, product);
-    omp_set_num_threads(threads);
-    return rc;
+    return table->prepare ? table->prepare(table, product) : 0;
 }
 
 int tile_product_run(const struct device *dev, int thread, struct tile_product product, const void *a, const void *b,
                      float *c)
 {
-    struct product_table *table = table_of(dev);
-    const struct primitive *p = find_primitive(table, product);
-    char *scratch = (char *)cpu_slice(dev, thread) + TILE_SLICE_BYTES;
-    dnnl_memory_t *memory = p->memory + (ptrdiff_t)thread * ARGS;
-    const dnnl_exec_arg_t args[ARGS] = {{DNNL_ARG_SRC, memory[ARG_A]},
-                                        {DNNL_ARG_WEIGHTS, memory[ARG_B]},
-                                        {DNNL_ARG_DST, memory[ARG_C]},
-                                        {DNNL_ARG_SCRATCHPAD, memory[ARG_SCRATCH]}};
-    int bad = (int)dnnl_memory_set_data_handle(memory[ARG_A], (void *)a);
-    if (!bad) bad = (int)dnnl_memory_set_data_handle(memory[ARG_B], (void *)b);
-    if (!bad) bad = (int)dnnl_memory_set_data_handle(memory[ARG_C], c);
-    if (!bad) bad = (int)dnnl_memory_set_data_handle(memory[ARG_SCRATCH], scratch);
-    if (!bad) bad = (int)dnnl_primitive_execute(p->run, table->stream[thread], ARGS, args);
-    return bad;
+    const struct product_table *table = table_of(dev);
+    return table->run(table, thread, (char *)cpu_slice(dev, thread) + TILE_SLICE_BYTES, product, a, b, c);
 }
 
 int tile_run_tasks(struct device *dev, const char *op, tile_task *task, const void *ctx, int64_t n)
@@ -231,7 +75,7 @@ int tile_run_tasks(struct device *dev, const char *op, tile_task *task, const vo
     ASSERT(dev->threads <= table_of(dev)->threads);
 #pragma omp parallel num_threads(dev->threads)
     {
-        omp_set_num_threads(1); /* for oneDNN inside; this thread's setting ends with the region */
+        omp_set_num_threads(1); /* for a library inside; this thread's setting ends with the region */
 #pragma omp for schedule(dynamic, 1)
         for (int64_t i = 0; i < n; i++) {
             const int bad = task(dev, omp_get_thread_num(), ctx, i);

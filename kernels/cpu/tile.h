@@ -1,8 +1,7 @@
-/* Private to the CPU matmul and attention: products of tiles by oneDNN, the tiles' layout, and how they are filled.
+/* Private to the CPU matmul and attention: products of tiles, the tiles' layout, and how they are filled.
  *
  * A tile of A holds lines × k, row-major and contiguous. A tile of B holds k × columns in panels of `panel` columns;
- * inside a panel a bf16 tile keeps two neighbouring k of a column side by side, which is what AMX and VDPBF16PS read
- * (oneDNN calls it BA16a64b2a; for f32 tiles it is BA16a64b). Both are padded with zeros: lines of A to 16, columns to
+ * inside a panel a bf16 tile keeps two neighbouring k of a column side by side, which is what AMX and VDPBF16PS read. Both are padded with zeros: lines of A to 16, columns to
  * 64, k to 64 bytes. A tile of C is f32, row-major, of the padded size. */
 #ifndef TATARA_CPU_TILE_H
 #define TATARA_CPU_TILE_H
@@ -18,7 +17,7 @@ enum {
     TILE_PAD_K_BYTES = 64
 };
 
-/* oneDNN's scratchpad: the last bytes of each thread's slice. The rest is the caller's. */
+/* A product's own scratch memory: the last bytes of each thread's slice. The rest is the caller's. */
 #define TILE_SCRATCH_BYTES ((size_t)512 << 10)
 #define TILE_SLICE_BYTES (CPU_SLICE_BYTES - TILE_SCRATCH_BYTES)
 
@@ -45,7 +44,7 @@ struct tile_product {
     int64_t m, n, k;
 };
 
-/* The type of the tiles of f32 or bf16 matrices on this CPU: their own, or f32 where it has no fast bf16 kernel. */
+/* The type of the tiles of f32 or bf16 matrices on this CPU: their own, or f32 where there is no fast bf16 kernel. */
 enum dtype tile_dtype(const struct device *dev, enum dtype act);
 int64_t tile_pad(int64_t n, int64_t to);
 /* How many k a tile of this type holds at most, and to what multiple its k are padded. */
@@ -57,9 +56,9 @@ struct tile_layout tile_layout_b(const struct device *dev, enum dtype dtype, int
 /* Copies source[line0 … +lines, k0 … +k] into the tile `to`, which has lines_pad·k_pad elements. */
 void tile_fill(void *to, struct tile_layout layout, struct tile_source source, int64_t line0, int64_t k0);
 
-/* Makes what oneDNN needs for this product, at its first use; by the caller's thread, outside parallel regions. */
+/* Makes what is needed for this product, at its first use; by the caller's thread, outside parallel regions. */
 int tile_product_prepare(struct device *dev, struct tile_product product);
-/* Runs a prepared product on one thread. Returns oneDNN's status. Only reads a and b. */
+/* Runs a prepared product on one thread. Returns oneDNN's status, 0 without it. Only reads a and b. */
 int tile_product_run(const struct device *dev, int thread, struct tile_product product, const void *a, const void *b,
                      float *c);
 

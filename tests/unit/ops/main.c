@@ -1,4 +1,5 @@
-/* The op test: every op of ops.def, on one kind of device. `test_ops` runs on the CPU, `test_ops cuda` on a GPU. */
+/* The op test: every op of ops.def, on one kind of device. `test_ops` runs on the CPU, `test_ops portable` there with the
+ * portable product, `test_ops cuda` on a GPU. */
 #include <stdio.h>
 #include <string.h>
 
@@ -17,9 +18,11 @@
 int main(int argc, char **argv)
 {
     const bool cuda = argc == 2 && strcmp(argv[1], "cuda") == 0;
+    const bool portable = argc == 2 && strcmp(argv[1], "portable") == 0;
     struct device dev;
     int failed = 1;
-    if (device_open(&dev, cuda ? DEVICE_CUDA : DEVICE_CPU, 0, THREADS_MAX) != 0) {
+    if (device_open(&dev, cuda ? DEVICE_CUDA : DEVICE_CPU, 0, THREADS_MAX) != 0 ||
+        device_choose_product(&dev, portable ? PRODUCT_PORTABLE : PRODUCT_AUTO) != 0) {
         fprintf(stderr, "test_ops: %s\n", err_message());
         return 1;
     }
