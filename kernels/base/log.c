@@ -1,5 +1,8 @@
-/* The log: one line per call on stderr, whole even with many threads and ranks. */
+/* The log: one line per call on stderr, whole even with many threads and ranks, and readable whatever bytes the names in
+ * it have. */
 #include "log.h"
+
+#include "utf8.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -27,7 +30,7 @@ void log_set_rank(int rank, int ranks)
 void log_write(enum log_level level, const char *format, ...)
 {
     if (level < the_log.least) return;
-    char line[4096];
+    char line[4096], shown[sizeof line];
     size_t used = 0;
     if (the_log.ranks > 1 && (the_log.rank > 0 || level >= LOG_WARN)) {
         used += (size_t)snprintf(line, sizeof line, "[rank %d] ", the_log.rank);
@@ -38,7 +41,7 @@ void log_write(enum log_level level, const char *format, ...)
     va_start(args, format);
     vsnprintf(line + used, sizeof line - used - 1, format, args);
     va_end(args);
-    used = strlen(line);
-    line[used] = '\n';
-    fwrite(line, 1, used + 1, stderr);
+    used = strlen(utf8_show(line, "\n\t", shown, sizeof shown - 1));
+    shown[used] = '\n';
+    fwrite(shown, 1, used + 1, stderr);
 }

@@ -2,6 +2,7 @@
 #include "data/document.h"
 
 #include "err.h"
+#include "utf8.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -21,29 +22,6 @@ const char *drop_name(enum drop drop)
     return names[drop];
 }
 
-/* Well-formed UTF-8 (The Unicode Standard, table 3-7): no overlong forms, no surrogates, nothing above U+10FFFF. */
-bool document_is_utf8(const char *text, size_t bytes)
-{
-    const unsigned char *p = (const unsigned char *)text, *const end = p + bytes;
-    while (p < end) {
-        const unsigned char lead = *p++;
-        if (lead < 0x80) continue;
-        const int more = lead >= 0xC2 && lead < 0xE0   ? 1
-                         : lead >= 0xE0 && lead < 0xF0 ? 2
-                         : lead >= 0xF0 && lead < 0xF5 ? 3
-                                                       : 0;
-        if (more == 0 || end - p < more) return false;
-        const unsigned char least = lead == 0xE0 ? 0xA0 : lead == 0xF0 ? 0x90 : 0x80;
-        const unsigned char most = lead == 0xED ? 0x9F : lead == 0xF4 ? 0x8F : 0xBF;
-        if (*p < least || *p > most) return false;
-        for (int i = 1; i < more; i++) {
-            if ((p[i] & 0xC0U) != 0x80U) return false;
-        }
-        p += more;
-    }
-    return true;
-}
-
 /* Nothing but ASCII white space and U+3000, the ideographic space. */
 static bool is_blank(const char *text, size_t bytes)
 {
@@ -57,50 +35,114 @@ static bool is_blank(const char *text, size_t bytes)
     return true;
 }
 
-/* The text of the first of the keys that has one, else the fallback. */
-static const char *find_text(const json_t *json, const char *key, const char *other_key, const char *fallback)
+/* Where the text stops being UTF-8, at the latest where it changes into the two-byte codes of ISO-2022-JP. */
+static size_t sound_bytes(const char *text, size_t bytes)
 {
-    const char *text = json_string_value(json_object_get(json, key));
-    if (!text || *text == '\0') text = json_string_value(json_object_get(json, other_key));
-    return text && *text != '\0' ? text : fallback;
+    const char *const escape = memchr(text, '\x1B', bytes);
+    const size_t at = escape ? (size_t)(escape - text) : bytes;
+    const bool jis = bytes - at >= 3 && escape[1] == '$' && (escape[2] == 'B' || escape[2] == '@');
+    return utf8_valid_bytes(text, jis ? at : bytes);
 }
 
-/* The id: the record's own, or the file's name and the place in it. */
-static int set_id(struct document *document, const struct document_rules *rules)
+/* The members that hold the fields, two for each: under its key, or under both of its usual keys. */
+static void want_fields(const struct document_rules *rules, struct jsonl_member member[2 * FIELDS])
 {
-    const json_t *id = json_object_get(document->json, rules->id_key);
-    const char *text = json_string_value(id);
-    if (text && *text != '\0') {
-        document->label.id = text;
-        return 0;
+    static const char *const usual[FIELDS][2] = {
+#define X(name, key, other) {key, other},
+        FIELD_LIST(X)
+#undef X
+    };
+    for (int f = 0; f < FIELDS; f++) {
+        member[2 * f] = (struct jsonl_member){.path = rules->key[f] ? rules->key[f] : usual[f][0]};
+        member[2 * f + 1] = (struct jsonl_member){.path = rules->key[f] ? NULL : usual[f][1]};
     }
-    const size_t bytes = strlen(document->file->name) + 32;
+}
+
+/* Scans the record; what it lacks to be one with a text. */
+static enum drop scan_record(struct document *document, const struct document_rules *rules,
+                             struct jsonl_member member[2 * FIELDS])
+{
+    static const enum drop drops[] = {
+        [JSONL_SOUND] = DROP_NONE, [JSONL_NO_OBJECT] = DROP_NO_OBJECT, [JSONL_CUT_OFF] = DROP_CUT_OFF,
+        [JSONL_NAN] = DROP_NAN,    [JSONL_TOO_DEEP] = DROP_TOO_DEEP,   [JSONL_MALFORMED] = DROP_MALFORMED};
+    struct buffer *text = &document->record.text;
+    want_fields(rules, member);
+    const enum drop drop = drops[jsonl_scan(text->data, text->used, member, 2 * FIELDS, &document->fault_at)];
+    if (drop != DROP_NONE) return drop;
+    for (int m = 0; m < 2 * FIELDS; m++) {
+        const enum jsonl_kind kind = member[m].kind;
+        if (kind != JSONL_ABSENT && kind != JSONL_OBJECT && kind != JSONL_ARRAY) document->found[m / 2] = true;
+    }
+    const enum jsonl_kind kind = member[2 * FIELD_TEXT].kind;
+    return kind == JSONL_STRING   ? DROP_NONE
+           : kind == JSONL_ABSENT ? DROP_NO_TEXT
+           : kind == JSONL_NULL   ? DROP_NULL_TEXT
+                                  : DROP_NO_STRING;
+}
+
+/* Brings the members into the form that they have in the document. */
+static enum drop unescape(struct jsonl_member member[2 * FIELDS])
+{
+    for (int m = 0; m < 2 * FIELDS; m++) {
+        int same = 0; /* one value may be taken twice */
+        while (same < m && (member[same].kind != member[m].kind || member[same].text != member[m].text))
+            same++;
+        if (same < m) {
+            member[m] = member[same];
+        } else if (member[m].kind == JSONL_STRING || member[m].kind == JSONL_NUMBER) {
+            if (!jsonl_unescape(&member[m])) return DROP_SURROGATE;
+        }
+    }
+    return DROP_NONE;
+}
+
+/* The field as it is in one of its two members, else the fallback. */
+static const char *label_of(const struct jsonl_member member[2 * FIELDS], enum field field, const char *fallback)
+{
+    for (int m = 2 * (int)field; m < 2 * (int)field + 2; m++) {
+        const bool usable = member[m].kind == JSONL_STRING || member[m].kind == JSONL_NUMBER;
+        if (usable && member[m].bytes > 0) return member[m].text;
+    }
+    return fallback;
+}
+
+/* Sets the label. The id is the record's own, or the file's name and the place in it. */
+static int set_label(struct document *document, const struct document_rules *rules,
+                     const struct jsonl_member member[2 * FIELDS])
+{
+    const struct source_file *file = document->file;
+    struct shard_label *label = &document->label;
+    label->source = label_of(member, FIELD_SOURCE, rules->source ? rules->source : file->origin);
+    label->licence = label_of(member, FIELD_LICENCE, rules->licence);
+    label->language = label_of(member, FIELD_LANGUAGE, rules->language);
+    label->id = label_of(member, FIELD_ID, NULL);
+    if (label->id) return 0;
+    const size_t bytes = strlen(file->name) + 32;
     document->own_id = malloc(bytes);
     if (!document->own_id) FAIL(ERR_SYSTEM, "out of memory for an id");
-    if (json_is_integer(id)) {
-        (void)snprintf(document->own_id, bytes, "%" JSON_INTEGER_FORMAT, json_integer_value(id));
-    } else {
-        (void)snprintf(document->own_id, bytes, "%s@%" PRIu64, document->file->name, document->record.offset);
-    }
-    document->label.id = document->own_id;
+    (void)snprintf(document->own_id, bytes, "%s@%" PRIu64, file->name, document->record.offset);
+    label->id = document->own_id;
     return 0;
 }
 
 /* Finds the text in the record; the reason when there is none. */
-static enum drop find_document(struct document *document, const struct document_rules *rules, const char **text,
-                               size_t *bytes)
+static enum drop find_document(struct document *document, const struct document_rules *rules,
+                               struct jsonl_member member[2 * FIELDS], const char **text, size_t *bytes)
 {
     *text = document->record.text.data;
     *bytes = document->record.text.used;
     if (document->record.too_large) return DROP_TOO_LARGE;
-    if (!document_is_utf8(*text, *bytes)) return DROP_NOT_UTF8;
+    document->fault_at = sound_bytes(*text, *bytes);
+    if (document->fault_at < *bytes) return DROP_NOT_UTF8;
     if (document->file->jsonl) {
-        document->json = json_loadb(*text, *bytes, JSON_ALLOW_NUL, NULL);
-        if (!json_is_object(document->json)) return DROP_MALFORMED;
-        const json_t *field = json_object_get(document->json, rules->text_key);
-        if (!json_is_string(field)) return DROP_NO_TEXT;
-        *text = json_string_value(field);
-        *bytes = json_string_length(field);
+        enum drop drop = scan_record(document, rules, member);
+        if (drop == DROP_NONE) drop = unescape(member);
+        if (drop != DROP_NONE) return drop;
+        *text = member[2 * FIELD_TEXT].text;
+        *bytes = member[2 * FIELD_TEXT].bytes;
+        for (int m = 2; m < 2 * FIELDS; m++) {
+            if (member[m].kind == JSONL_STRING && strlen(member[m].text) < member[m].bytes) return DROP_NUL;
+        }
     }
     if (is_blank(*text, *bytes)) return DROP_EMPTY;
     if (*bytes > rules->max_bytes) return DROP_TOO_LARGE;
@@ -130,24 +172,20 @@ uint64_t document_max_record_bytes(const struct document_rules *rules)
 
 int document_make(struct document *document, const struct document_rules *rules, struct tokenizer *tokenizer)
 {
+    struct jsonl_member member[2 * FIELDS] = {{.path = NULL}};
     const char *text = NULL;
     size_t bytes = 0;
-    document->drop = find_document(document, rules, &text, &bytes);
+    memset(document->found, 0, sizeof document->found);
+    document->drop = find_document(document, rules, member, &text, &bytes);
     if (document->drop != DROP_NONE) return 0;
-    const char *source = rules->source ? rules->source : document->file->origin;
-    document->label.source = find_text(document->json, "source", "source", source);
-    document->label.licence = find_text(document->json, "licence", "license", rules->licence);
-    document->label.language = find_text(document->json, "language", "lang", rules->language);
-    TRY(set_id(document, rules));
+    TRY(set_label(document, rules, member));
     return encode(document, rules, tokenizer, text, bytes);
 }
 
 void document_clear(struct document *document)
 {
-    json_decref(document->json);
     free(document->own_id);
     free(document->tokens);
-    document->json = NULL;
     document->own_id = NULL;
     document->tokens = NULL;
     document->n = 0;

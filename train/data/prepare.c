@@ -7,6 +7,7 @@
 #include "data/prepare_work.h"
 #include "err.h"
 #include "log.h"
+#include "utf8.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -20,13 +21,14 @@
 #define USUAL_BYTES_PER_TOKEN 4
 
 struct options {
-    const char *tokenizer, *out, *valid_out, *text_key, *id_key, *source, *licence, *language, *documents;
+    const char *tokenizer, *out, *valid_out, *source, *licence, *language, *documents;
+    const char *key[FIELDS]; /* NULL: the usual ones */
     double valid_fraction;
     int64_t max_document_bytes, shard_tokens, threads;
     bool overwrite, help;
 };
 
-enum { OPTIONS = 15 };
+enum { OPTIONS = 18, PLACE_BYTES = 512, NAMES_BYTES = 400 };
 
 static void describe_options(struct options *o, struct arg args[OPTIONS])
 {
@@ -38,8 +40,14 @@ static void describe_options(struct options *o, struct arg args[OPTIONS])
          "share of documents held out, chosen by a hash of the id (0.01)"},
         {"documents", "WHAT", ARG_TEXT, &o->documents, 0, 0,
          "what is a document in a text file: file, line or blank-line (file)"},
-        {"text-key", "KEY", ARG_TEXT, &o->text_key, 0, 0, "field of JSONL that holds the text (text)"},
-        {"id-key", "KEY", ARG_TEXT, &o->id_key, 0, 0, "field of JSONL that holds the id (id)"},
+        {"text-key", "KEY", ARG_TEXT, &o->key[FIELD_TEXT], 0, 0,
+         "field of JSONL that holds the text (text); a.b is b in the object a"},
+        {"id-key", "KEY", ARG_TEXT, &o->key[FIELD_ID], 0, 0, "field that holds the id, a text or number (id)"},
+        {"source-key", "KEY", ARG_TEXT, &o->key[FIELD_SOURCE], 0, 0, "field that holds the source (source)"},
+        {"licence-key", "KEY", ARG_TEXT, &o->key[FIELD_LICENCE], 0, 0,
+         "field that holds the licence (licence, else license)"},
+        {"language-key", "KEY", ARG_TEXT, &o->key[FIELD_LANGUAGE], 0, 0,
+         "field that holds the language (language, else lang)"},
         {"source", "NAME", ARG_TEXT, &o->source, 0, 0,
          "source of documents that name none (the input's name, without endings)"},
         {"licence", "NAME", ARG_TEXT, &o->licence, 0, 0, "licence of documents that name none (unknown)"},
@@ -98,20 +106,21 @@ static int plan_work(struct prepare_work *work, const struct options *o, struct 
                      char **input)
 {
     TRY(check_options(o, inputs));
-    TRY(parse_split(o->documents, &work->text_split));
+    enum source_split text_split = SPLIT_FILE;
+    TRY(parse_split(o->documents, &text_split));
     TRY(output_name(&outputs[0], o->out));
     if (o->valid_out) TRY(output_name(&outputs[1], o->valid_out));
     TRY(tokenizer_open(&work->tokenizer, o->tokenizer));
     const int32_t eos = tokenizer_eos(work->tokenizer);
     if (eos < 0)
         FAIL(ERR_DATA, "%s has no EOS token; train the tokenizer with one (spm_train --eos_id=2)", o->tokenizer);
-    work->rules = (struct document_rules){.text_key = o->text_key,
-                                          .id_key = o->id_key,
-                                          .source = o->source,
+    work->rules = (struct document_rules){.source = o->source,
                                           .licence = o->licence,
                                           .language = o->language,
                                           .max_bytes = (uint64_t)o->max_document_bytes,
+                                          .text_split = text_split,
                                           .eos = eos};
+    memcpy(work->rules.key, o->key, sizeof o->key);
     work->valid_fraction = o->valid_out ? o->valid_fraction : 0;
     for (int i = 0; i < inputs; i++)
         TRY(source_add(work->list, input[i]));
@@ -119,7 +128,10 @@ static int plan_work(struct prepare_work *work, const struct options *o, struct 
     bytes = bytes < GROUP_BYTES_MIN ? GROUP_BYTES_MIN : bytes > GROUP_BYTES_MAX ? GROUP_BYTES_MAX : bytes;
     work->group_bytes = o->shard_tokens > 0 ? (uint64_t)o->shard_tokens * USUAL_BYTES_PER_TOKEN : bytes;
     work->shard_tokens = o->shard_tokens > 0 ? o->shard_tokens : SHARD_TOKENS_MAX;
-    return source_divide(work->list, work->text_split, work->group_bytes);
+    TRY(source_divide(work->list, text_split, work->group_bytes));
+    work->unit_lines = calloc((size_t)work->list->units, sizeof *work->unit_lines);
+    if (!work->unit_lines) FAIL(ERR_SYSTEM, "out of memory for %d parts of files", work->list->units);
+    return 0;
 }
 
 /* All ranks must divide the same files. Collective. */
@@ -157,22 +169,79 @@ static void leave_failed(const struct output *output)
     (void)err_give(&error);
 }
 
-static int check_counts(const struct prepare_counts *counts, const struct options *o)
+/* "12 not UTF-8, the first corpus/a.txt:3: what is wrong and what to do" */
+static const char *describe_drop(const struct prepare_work *work, enum drop d, char *words, size_t room)
 {
-    int64_t dropped = 0;
-    for (int d = 0; d < DROPS; d++)
-        dropped += counts->dropped[d];
-    if (counts->documents[0] == 0) {
-        FAIL(ERR_DATA,
-             "no document is left for %s: %" PRId64 " were dropped, %" PRId64 " held out; the first inputs' "
-             "fields and encoding are the place to look (--text-key %s)",
-             o->out, dropped, counts->documents[1], o->text_key);
+    char place[PLACE_BYTES];
+    drop_place(&work->first[d], work->list, work->unit_lines, place, sizeof place);
+    (void)snprintf(words, room, "%" PRId64 " %s, the first %s%s%s", work->counts.dropped[d], drop_name(d), place,
+                   work->first[d].words[0] ? ": " : "", work->first[d].words);
+    return words;
+}
+
+/* Nothing is left: says why for each reason, the commonest in the error itself. */
+static int refuse_all(const struct prepare_work *work, const struct options *o)
+{
+    char words[ERR_MESSAGE_MAX];
+    enum drop most = DROP_EMPTY;
+    const int64_t *dropped = work->counts.dropped;
+    for (int d = 0; d < DROPS; d++) {
+        if (dropped[d] > dropped[most]) most = (enum drop)d;
     }
+    for (int d = 0; d < DROPS; d++) {
+        if (dropped[d] > 0 && d != (int)most) log_warn("%s", describe_drop(work, (enum drop)d, words, sizeof words));
+    }
+    if (dropped[most] == 0) {
+        FAIL(ERR_DATA, "no document is left for %s: %" PRId64 " were read, all held out; lower --valid-fraction %g",
+             o->out, work->counts.documents[1], o->valid_fraction);
+    }
+    FAIL(ERR_DATA, "no document is left for %s: %" PRId64 " held out; dropped: %s", o->out, work->counts.documents[1],
+         describe_drop(work, most, words, sizeof words));
+}
+
+/* The names of the first JSON record's fields. */
+static int name_fields(const struct prepare_work *work, char *names, size_t room)
+{
+    int unit = 0;
+    bool end = true;
+    struct record record = {.text = {.data = NULL}};
+    struct source_reader *reader = NULL;
+    names[0] = '\0';
+    while (unit < work->list->units && !work->list->file[work->list->unit[unit].file].jsonl)
+        unit++;
+    if (unit == work->list->units) FAIL(ERR_DATA, "a field is named with --…-key, but no input is JSONL; see --format");
+    TRY(source_reader_open(&reader, work->list, &work->list->unit[unit], SPLIT_LINE,
+                           document_max_record_bytes(&work->rules)));
+    const int rc = source_reader_next(reader, &record, &end);
+    if (rc == 0 && !end) jsonl_names(record.text.data, record.text.used, names, room);
+    source_reader_close(reader);
+    buffer_free(&record.text);
+    return rc;
+}
+
+/* A field that was asked for and that no record has is a mistake. */
+static int check_keys(const struct prepare_work *work, const struct options *o)
+{
+    static const char *const option[FIELDS] = {"text", "id", "source", "licence", "language"};
+    for (int f = 0; f < FIELDS; f++) {
+        char names[NAMES_BYTES];
+        if (!o->key[f] || work->counts.found[f] > 0) continue;
+        TRY(name_fields(work, names, sizeof names));
+        FAIL(ERR_DATA, "--%s-key %s: no record has this field as a text or number; the first one's fields are %s",
+             option[f], o->key[f], names);
+    }
+    return 0;
+}
+
+static int check_counts(const struct prepare_work *work, const struct options *o)
+{
+    const struct prepare_counts *counts = &work->counts;
+    if (counts->documents[0] == 0) return refuse_all(work, o);
     if (o->valid_out && counts->documents[1] == 0) {
         FAIL(ERR_DATA, "none of %" PRId64 " documents fell into the held-out part; raise --valid-fraction %g",
              counts->documents[0], o->valid_fraction);
     }
-    return 0;
+    return check_keys(work, o);
 }
 
 /* What dataset.json says of how the dataset was made. */
@@ -181,22 +250,30 @@ static json_t *make_report(const struct prepare_work *work, const struct options
 {
     char id[17];
     const struct prepare_counts *c = &work->counts;
-    json_t *dropped = json_object(), *names = json_array();
-    for (int d = 0; d < DROPS; d++)
+    json_t *dropped = json_object(), *first = json_object(), *names = json_array();
+    for (int d = 0; d < DROPS; d++) {
+        char place[PLACE_BYTES];
         (void)json_object_set_new(dropped, drop_name((enum drop)d), json_integer(c->dropped[d]));
-    for (int i = 0; i < inputs; i++)
-        (void)json_array_append_new(names, json_string(input[i]));
+        if (c->dropped[d] == 0) continue;
+        drop_place(&work->first[d], work->list, work->unit_lines, place, sizeof place);
+        (void)json_object_set_new(first, drop_name((enum drop)d), json_string(place));
+    }
+    for (int i = 0; i < inputs; i++) {
+        char shown[PLACE_BYTES];
+        (void)json_array_append_new(names, json_string(utf8_show(input[i], "", shown, sizeof shown)));
+    }
     (void)snprintf(id, sizeof id, "%016" PRIx64, tokenizer_id(work->tokenizer));
-    return json_pack("{s:s, s:s, s:s, s:I, s:I, s:I, s:b, s:f, s:o, s:o}", "format", "tatara-dataset", "tokenizer",
-                     o->tokenizer, "tokenizer_id", id, "documents", (json_int_t)c->documents[side], "tokens",
-                     (json_int_t)c->tokens[side], "text_bytes", (json_int_t)c->text_bytes[side], "held_out", side,
-                     "valid_fraction", work->valid_fraction, "inputs", names, "dropped_from_inputs", dropped);
+    return json_pack("{s:s, s:s, s:s, s:I, s:I, s:I, s:b, s:f, s:o, s:o, s:o}", "format", "tatara-dataset",
+                     "tokenizer", o->tokenizer, "tokenizer_id", id, "documents", (json_int_t)c->documents[side],
+                     "tokens", (json_int_t)c->tokens[side], "text_bytes", (json_int_t)c->text_bytes[side], "held_out",
+                     side, "valid_fraction", work->valid_fraction, "inputs", names, "dropped_from_inputs", dropped,
+                     "first_dropped", first);
 }
 
 static int commit_outputs(const struct prepare_work *work, const struct options *o, struct output *outputs,
                           int inputs, char **input)
 {
-    TRY(check_counts(&work->counts, o));
+    TRY(check_counts(work, o));
     for (int side = 1; side >= 0; side--) {
         if (!outputs[side].final) continue;
         json_t *report = make_report(work, o, side, inputs, input);
@@ -225,6 +302,10 @@ static void print_report(const struct prepare_work *work, const struct output *o
         printf("%s %" PRId64 " %s", shown++ ? "," : "", c->dropped[d], drop_name((enum drop)d));
     }
     if (dropped) printf("\n");
+    for (int d = 0; d < DROPS; d++) {
+        char words[ERR_MESSAGE_MAX];
+        if (c->dropped[d] > 0) printf("  %s\n", describe_drop(work, (enum drop)d, words, sizeof words));
+    }
     if (work->list->skipped > 0) {
         printf("%" PRId64 " files in folders passed over, their names not those of text: %s%s\n", work->list->skipped,
                work->list->skipped_name, work->list->skipped > 1 ? ", ..." : "");
@@ -249,6 +330,8 @@ static int make_dataset(struct comm *comm, struct prepare_work *work, const stru
     TRY(comm_agree(comm, rc));
     _Static_assert(sizeof work->counts % sizeof(int64_t) == 0, "counts are summed as a list");
     void *counts = &work->counts;
+    TRY(drops_merge(comm, work->first, work->counts.dropped));
+    TRY(comm_sum_i64(comm, work->unit_lines, work->list->units));
     TRY(comm_sum_i64(comm, counts, (int)(sizeof work->counts / sizeof(int64_t))));
     TRY(comm_agree(comm, comm->rank == 0 ? commit_outputs(work, o, outputs, inputs, input) : 0));
     if (comm->rank == 0) print_report(work, outputs, now_s() - begin_s);
@@ -257,9 +340,7 @@ static int make_dataset(struct comm *comm, struct prepare_work *work, const stru
 
 int prepare_command(struct comm *comm, int argc, char **argv)
 {
-    struct options o = {.text_key = "text",
-                        .id_key = "id",
-                        .licence = "unknown",
+    struct options o = {.licence = "unknown",
                         .language = "unknown",
                         .documents = "file",
                         .valid_fraction = 0.01,
@@ -282,6 +363,7 @@ int prepare_command(struct comm *comm, int argc, char **argv)
         output_discard(&outputs[side]);
         output_free(&outputs[side]);
     }
+    free(work.unit_lines);
     tokenizer_close(work.tokenizer);
     source_free(&list);
     return rc;

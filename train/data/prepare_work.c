@@ -20,7 +20,7 @@
 #include <unistd.h>
 #include <xxhash.h>
 
-enum { BATCH_DOCUMENTS = 512, MALFORMED_SHOWN = 3 };
+enum { BATCH_DOCUMENTS = 512 };
 #define BATCH_BYTES ((size_t)8 << 20)
 
 struct batch {
@@ -78,14 +78,16 @@ static int read_document(struct group *group, struct progress *progress, struct 
         if (!group->reader) {
             *end = group->unit == group->unit_end;
             if (*end) return 0;
-            TRY(source_reader_open(&group->reader, work->list, &work->list->unit[group->unit], work->text_split,
+            TRY(source_reader_open(&group->reader, work->list, &work->list->unit[group->unit], work->rules.text_split,
                                    document_max_record_bytes(&work->rules)));
         }
         const struct source_unit *unit = &work->list->unit[group->unit];
         document->file = &work->list->file[unit->file];
+        document->unit = group->unit;
         TRY(source_reader_next(group->reader, &document->record, end));
         if (!*end) return 0;
         progress->done_bytes += unit->file_bytes;
+        work->unit_lines[group->unit] = source_reader_lines(group->reader);
         source_reader_close(group->reader);
         group->reader = NULL;
         group->unit++;
@@ -154,27 +156,16 @@ static int write_shard(struct group *group, int side)
     return rc;
 }
 
-/* Says where broken lines are: the first few of this rank. */
-static void show_malformed(const struct prepare_work *work, const struct document *document)
-{
-    if (work->counts.dropped[DROP_MALFORMED] > MALFORMED_SHOWN) return;
-    char place[32];
-    if (document->record.line > 0) {
-        (void)snprintf(place, sizeof place, ":%" PRId64, document->record.line);
-    } else {
-        (void)snprintf(place, sizeof place, ", byte %" PRIu64, document->record.offset);
-    }
-    log_warn("%s%s: not a JSON object%s", document->file->path, place,
-             work->counts.dropped[DROP_MALFORMED] == MALFORMED_SHOWN ? "; more are only counted" : "");
-}
-
 static int append_document(struct group *group, const struct document *document)
 {
     struct prepare_work *work = group->work;
     struct prepare_counts *counts = &work->counts;
+    for (int f = 0; f < FIELDS; f++)
+        counts->found[f] += document->found[f];
     if (document->drop != DROP_NONE) {
-        counts->dropped[document->drop]++;
-        if (document->drop == DROP_MALFORMED) show_malformed(work, document);
+        if (counts->dropped[document->drop]++ == 0) {
+            drop_note(&work->first[document->drop], document, &work->rules);
+        }
         return 0;
     }
     const int side = side_of(work, document->label.id);

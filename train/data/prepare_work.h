@@ -2,7 +2,7 @@
 #ifndef TATARA_PREPARE_WORK_H
 #define TATARA_PREPARE_WORK_H
 
-#include "data/document.h"
+#include "data/drops.h"
 #include "data/output.h"
 #include "data/source.h"
 #include "data/tokenizer.h"
@@ -11,19 +11,21 @@
 struct prepare_counts {
     int64_t documents[2], tokens[2], text_bytes[2], shards[2]; /* of training, of the held-out part */
     int64_t dropped[DROPS];
+    int64_t found[FIELDS]; /* JSON objects that have the field */
 };
 
 struct prepare_work {
     struct source_list *list; /* divided */
     struct tokenizer *tokenizer;
     struct document_rules rules;
-    enum source_split text_split;
     const struct output *outputs; /* [2]: of training, of the held-out part */
     double valid_fraction;        /* 0: nothing is held out */
     int64_t shard_tokens;         /* a shard ends before the document that would make it larger */
     uint64_t group_bytes;         /* of text: a group ends with the part that reaches it */
     int threads, rank, ranks;
     struct prepare_counts counts;
+    struct drop_first first[DROPS];
+    int64_t *unit_lines; /* [units] of the list, 0 for those of other ranks */
 };
 
 /* Turns the groups of this rank into shards, counting into work->counts. Not collective; stops early, with success, when

@@ -53,7 +53,7 @@ void source_free(struct source_list *list);
 struct record {
     struct buffer text;
     uint64_t offset; /* of its first byte in the file's text */
-    int64_t line;    /* from 1; 0: not known, because reading began in the middle */
+    int64_t line;    /* from 1, of the unit's */
     bool too_large;  /* longer than the limit; text is not all of it */
 };
 
@@ -64,6 +64,8 @@ int source_reader_open(struct source_reader **out, const struct source_list *lis
                        enum source_split text_split, uint64_t max_bytes);
 /* The next record into `record`, whose text is written over; *end when there is none. */
 int source_reader_next(struct source_reader *reader, struct record *record, bool *end);
+/* Lines that began in the unit so far. */
+int64_t source_reader_lines(const struct source_reader *reader);
 /* Bytes read from the file so far, before decompression. */
 uint64_t source_reader_file_bytes(const struct source_reader *reader);
 void source_reader_close(struct source_reader *reader);

@@ -16,7 +16,7 @@ struct source_reader {
     enum source_split split;
     uint64_t max_bytes;
     uint64_t offset, end; /* of the next byte, of the part */
-    int64_t line;         /* the number of the next line; 0: not known */
+    int64_t line;         /* the number of the next line in the part */
     bool skip_blank;      /* lines of white space are no records */
     bool at_end;          /* of the file */
     bool blank;           /* the line read last was white space only */
@@ -66,7 +66,7 @@ static int read_until(struct source_reader *reader, struct record *record, bool 
         reader->used += bytes + (newline ? 1 : 0);
         reader->offset += bytes + (newline ? 1 : 0);
         if (newline) {
-            reader->line += reader->line > 0;
+            reader->line++;
             return 0;
         }
     }
@@ -81,9 +81,23 @@ static int begin_record(const struct source_reader *reader, struct record *recor
     return buffer_reserve(&record->text, 1); /* so that even empty text has an address */
 }
 
+/* Takes out the byte-order mark that some editors put in front of UTF-8, and with it `cat` into the middle of a file. */
+static void drop_mark(struct source_reader *reader, struct record *record, size_t from)
+{
+    static const char mark[] = {'\xEF', '\xBB', '\xBF'};
+    char *const text = record->text.data + from;
+    if (record->text.used - from < sizeof mark || memcmp(text, mark, sizeof mark) != 0) return;
+    record->text.used -= sizeof mark;
+    memmove(text, text + sizeof mark, record->text.used - from);
+    if (from == 0) record->offset += sizeof mark;
+    reader->blank = !record->too_large && is_blank(text, record->text.used - from);
+}
+
 static int read_line(struct source_reader *reader, struct record *record)
 {
+    const size_t from = record->text.used;
     TRY(read_until(reader, record, false));
+    drop_mark(reader, record, from);
     if (record->text.used > 0 && record->text.data[record->text.used - 1] == '\r') record->text.used--;
     return 0;
 }
@@ -110,29 +124,18 @@ static int read_paragraph(struct source_reader *reader, struct record *record)
     return 0;
 }
 
-/* Passes over the byte-order mark that some editors put in front of UTF-8. */
-static int skip_mark(struct source_reader *reader)
-{
-    TRY(fill_chunk(reader));
-    if (reader->filled >= 3 && memcmp(reader->chunk, "\xEF\xBB\xBF", 3) == 0) {
-        reader->used = 3;
-        reader->offset = 3;
-    }
-    return 0;
-}
-
 /* Goes to the first record that begins in the part: the first line that begins at or after `begin`. */
 static int go_to(struct source_reader *reader, uint64_t begin)
 {
-    if (begin == 0) return skip_mark(reader);
+    if (begin == 0) return 0;
     reader->offset = begin - 1;
-    reader->line = 0;
     TRY(stream_seek(reader->stream, begin - 1));
     const uint64_t max_bytes = reader->max_bytes;
     struct record passed = {.text = {.data = NULL}};
     reader->max_bytes = 0;
     const int rc = read_until(reader, &passed, false);
     reader->max_bytes = max_bytes;
+    reader->line = 1;
     buffer_free(&passed.text);
     return rc;
 }
@@ -171,7 +174,9 @@ static int read_record(struct source_reader *reader, struct record *record)
 {
     switch (reader->split) {
     case SPLIT_FILE:
-        return read_until(reader, record, true);
+        TRY(read_until(reader, record, true));
+        drop_mark(reader, record, 0);
+        return 0;
     case SPLIT_LINE:
         return read_line(reader, record);
     case SPLIT_BLANK_LINE:
@@ -200,6 +205,11 @@ int source_reader_next(struct source_reader *reader, struct record *record, bool
     if (*end && reader->split == SPLIT_FILE && reader->offset == 0 && reader->end > 0) *end = false;
     if (reader->at_end) reader->end = 0;
     return 0;
+}
+
+int64_t source_reader_lines(const struct source_reader *reader)
+{
+    return reader->line - 1;
 }
 
 uint64_t source_reader_file_bytes(const struct source_reader *reader)
