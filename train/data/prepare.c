@@ -199,7 +199,7 @@ static int refuse_all(const struct prepare_work *work, const struct options *o)
          describe_drop(work, most, words, sizeof words));
 }
 
-/* The names of the first JSON record's fields. */
+/* The names of the first JSON record's fields; none when no input is JSONL. */
 static int name_fields(const struct prepare_work *work, char *names, size_t room)
 {
     int unit = 0;
@@ -209,7 +209,7 @@ static int name_fields(const struct prepare_work *work, char *names, size_t room
     names[0] = '\0';
     while (unit < work->list->units && !work->list->file[work->list->unit[unit].file].jsonl)
         unit++;
-    if (unit == work->list->units) FAIL(ERR_DATA, "a field is named with --…-key, but no input is JSONL; see --format");
+    if (unit == work->list->units) return 0;
     TRY(source_reader_open(&reader, work->list, &work->list->unit[unit], SPLIT_LINE,
                            document_max_record_bytes(&work->rules)));
     const int rc = source_reader_next(reader, &record, &end);
@@ -227,8 +227,8 @@ static int check_keys(const struct prepare_work *work, const struct options *o)
         char names[NAMES_BYTES];
         if (!o->key[f] || work->counts.found[f] > 0) continue;
         TRY(name_fields(work, names, sizeof names));
-        FAIL(ERR_DATA, "--%s-key %s: no record has this field as a text or number; the first one's fields are %s",
-             option[f], o->key[f], names);
+        FAIL(ERR_DATA, "--%s-key %s: no record has this field as a text or number; %s%s", option[f], o->key[f],
+             *names ? "the first one's fields are " : "no input is JSONL", names);
     }
     return 0;
 }
