@@ -354,9 +354,12 @@ static int evaluate(struct step *step, struct loader *loader, int64_t n, int64_t
 
 int step_evaluate(struct step *step, struct loader *loader, int64_t max_micro_batches, double *loss)
 {
+    const struct comm *comm = step->comm;
     int64_t n = loader_micro_batches(loader), sums[2] = {0};
+    /* Of the first micro-batches of the pass, those that are this rank's. */
+    const int64_t share = (max_micro_batches + comm->ranks - 1 - comm->rank) / comm->ranks;
     TRY(comm_finish(step->comm));
-    if (max_micro_batches > 0 && n > max_micro_batches) n = max_micro_batches;
+    if (max_micro_batches > 0 && n > share) n = share;
     TRY(comm_agree(step->comm, evaluate(step, loader, n, sums)));
     TRY(comm_sum_i64(step->comm, sums, 2));
     *loss = sums[1] > 0 ? (double)sums[0] / MODEL_LOSS_SCALE / (double)sums[1] : 0;

@@ -72,7 +72,8 @@ double step_tokens(const struct step *step, int64_t done);
 void step_set_position(struct step *step, int64_t done, int64_t sequences, double tokens);
 /* Goes on after `done` steps, with step->grad_norm, loss_… as they were then; all 0: nothing is known. */
 int step_resume(struct step *step, int64_t done);
-/* Mean loss over a validation loader, at most max_micro_batches (0: all) of each rank. Collective. */
+/* Mean cross-entropy over the first max_micro_batches (0: all) of a validation loader's pass, whatever the number of ranks
+ * that share them. Collective. */
 int step_evaluate(struct step *step, struct loader *loader, int64_t max_micro_batches, double *loss);
 
 #endif

@@ -43,6 +43,22 @@ class Placement(lib.Case):
     def test_more_ranks_than_micro_batches(self):
         self.compare(["batch.global=2", "batch.micro=1"], (1, 1, 0), (4, 1, 0), (4, 1, 1))
 
+    def test_validation(self):
+        """The validation loss, of the whole pass and of its first micro-batches, is that of one rank: also where ranks
+        have no micro-batch, and where the last one is not full."""
+        valid = f"data.valid=[{{path: {lib.valid_shards()}}}]"
+        for batches, micro in ((0, 3), (1, 2), (3, 2), (5, 1)):
+            found = {}
+            for ranks in (1, 2, 3, 4):
+                run_dir = self.run_one(["run.stop_at=2", "run.steps=2", "optim.warmup_steps=0", "optim.decay_steps=0",
+                                        "batch.global=6", valid, "log.eval_every=1"], ranks, 1, 1,
+                                       f"log.eval_batches={batches}", f"batch.micro={micro}")
+                lines = [line for line in lib.metrics(run_dir, str) if line.get("event") == "evaluation"]
+                found[ranks] = [line["loss"] for line in lines]
+            with self.subTest(batches=batches, micro=micro):
+                self.assertEqual(len(found[1]), 2)
+                self.assertEqual(found, {ranks: found[1] for ranks in found})
+
     def test_fast(self):
         """Sums in fp32 depend on the number of ranks, but not on the ZeRO stage; and they are close to exact ones."""
         runs = [self.train(name, f"parallel.zero={zero}", f"parallel.reduce={reduce}", FP32, ranks=2)
