@@ -58,9 +58,10 @@
  *  gelu_fwd        y = 0.5 x (1 + tanh(sqrt(2/π)(x + 0.044715 x³))) (the tanh form of Hendrycks & Gimpel 2016).
  *  gelu_bwd        dx from dy and x; dx may alias dy.
  *  xent            For each row of logits f32[n,V] with target i32[n] ≥ 0: lse = log Σ exp over the first `classes`
- *                  columns; loss[i] = lse − logit[target] + z_loss·lse². dlogits [n,V] (f32 or bf16, or none) =
- *                  grad_scale·(softmax·(1 + 2·z_loss·lse) − onehot), 0 in the other columns. A negative target gives
- *                  loss 0 and zero gradient. An f32 dlogits may alias logits.
+ *                  columns; loss f32[n] = lse − logit[target], z f32[n] (or none) = z_loss·lse². dlogits [n,V] (f32 or
+ *                  bf16, or none) is the gradient of grad_scale times their sum: grad_scale·(softmax·(1 + 2·z_loss·lse) −
+ *                  onehot), 0 in the other columns. A negative target gives losses of 0 and zero gradient. An f32 dlogits
+ *                  may alias logits.
  *  adamw           AdamW (Loshchilov & Hutter 2019) over n elements, in the form of PyTorch's: g' = g·clip, with the clip
  *                  of control; master −= lr·weight_decay·master; m, v updated; master −= lr/bias1 · m/(sqrt(v/bias2) +
  *                  eps). w (f32 or bf16) receives the new master rounded; w may alias master when f32. All but w are
@@ -78,13 +79,14 @@
  *                  double over fixed blocks in a fixed order and rounded down once; fault is OR-ed with FAULT_NAN when
  *                  that is not below 2^126.
  *  step_sums       Readies what the ranks sum up at the end of a step: sums i64[SUMS_ELEMS] gets the faults of fault i32[1]
- *                  as a 1 each, and loss i64[1]. sums[SUMS_SQUARES…] are left alone: sum_squares puts them there.
+ *                  as a 1 each, and loss i64[2]: cross-entropy, z-loss. sums[SUMS_SQUARES…] are left alone: sum_squares
+ *                  puts them there.
  *  step_decide     What the step comes to, from the sums over all ranks. A fault, squares that are not finite, or a loss
  *                  more than spike_sigma standard deviations above the recent mean (FAULT_SPIKE), goes into control's
  *                  fault, which stays until the host clears it; then, and when one was there before, nothing else
  *                  changes. Else: norm = sqrt(squares)/scale (exact; else /2^(SQUARES_BITS/2)), clip = min(1,
- *                  limits.clip/(norm + 1e-6)) (1 when that is 0), unscale = 1/scale, scale = step_scale(norm), loss, its
- *                  mean and variance, steps + 1.
+ *                  limits.clip/(norm + 1e-6)) (1 when that is 0), unscale = 1/scale, scale = step_scale(norm), loss with
+ *                  its mean and variance, z_loss, steps + 1.
  *
  * control is i64[CONTROL_ELEMS], the memory of a struct step_control (step_control.h). */
 #ifndef TATARA_OPS_H

@@ -17,7 +17,8 @@ struct step_control {
     double unscale; /* its inverse, as it was in the last step applied */
     double clip;    /* factor of the gradient in adamw */
     double norm;    /* of the gradient in the last step applied, before clipping */
-    int64_t loss;   /* the same step's sum of losses */
+    int64_t loss;   /* the same step's sum of losses: cross-entropy alone */
+    int64_t z_loss; /* and of z-losses */
     int64_t fault;  /* FAULT_ bits of the step after it: that one was not applied, nor any that was issued later */
     int64_t steps;  /* applied since the host set this to 0 */
     double loss_mean, loss_variance; /* of the sums of losses of steps applied, the recent ones weighing most */
@@ -35,8 +36,8 @@ struct step_limits {
 
 #define CONTROL_ELEMS ((int64_t)(sizeof(struct step_control) / sizeof(int64_t)))
 
-/* Where in the sums: counts of ranks, the loss, and the four limbs of the squares. */
-enum { SUMS_OVERFLOW, SUMS_NAN, SUMS_LOSS, SUMS_SQUARES, SUMS_ELEMS = SUMS_SQUARES + 4 };
+/* Where in the sums: counts of ranks, the losses, and the four limbs of the squares. */
+enum { SUMS_OVERFLOW, SUMS_NAN, SUMS_LOSS, SUMS_Z_LOSS, SUMS_SQUARES, SUMS_ELEMS = SUMS_SQUARES + 4 };
 #define SQUARES_BITS 64
 
 #ifdef __CUDACC__
@@ -68,11 +69,12 @@ STEP_INLINE bool step_squares(int64_t *limbs, double squares)
     return true;
 }
 
-STEP_INLINE void step_sums(int64_t *sums, int32_t fault, int64_t loss)
+STEP_INLINE void step_sums(int64_t *sums, int32_t fault, const int64_t *loss)
 {
     sums[SUMS_OVERFLOW] = (fault & FAULT_OVERFLOW) != 0;
     sums[SUMS_NAN] = (fault & FAULT_NAN) != 0;
-    sums[SUMS_LOSS] = loss;
+    sums[SUMS_LOSS] = loss[0];
+    sums[SUMS_Z_LOSS] = loss[1];
 }
 
 /* Judges the loss, and lets mean and variance know of it when it is good (West 1979, with exponential weights). */
@@ -108,6 +110,7 @@ STEP_INLINE void step_decide(struct step_control *control, const int64_t *sums, 
     control->unscale = 1 / control->scale;
     control->scale = step_scale(norm);
     control->loss = sums[SUMS_LOSS];
+    control->z_loss = sums[SUMS_Z_LOSS];
     control->steps++;
 }
 

@@ -429,12 +429,13 @@ static int check_gelu_bwd(struct device *dev, struct tensor dx, struct tensor dy
     return want_like("gelu_bwd", "dx", dx, x);
 }
 
-static int check_xent(struct device *dev, struct tensor loss, struct tensor dlogits, struct tensor logits,
-                      struct tensor target, int64_t classes, double grad_scale, double z_loss)
+static int check_xent(struct device *dev, struct tensor loss, struct tensor z, struct tensor dlogits,
+                      struct tensor logits, struct tensor target, int64_t classes, double grad_scale, double z_loss)
 {
     (void)dev, (void)grad_scale, (void)z_loss;
     TRY(want_2d("xent", "logits", logits, F32, FREE, FREE));
     TRY(want_1d("xent", "loss", loss, F32, logits.shape[0]));
+    if (tensor_given(z)) TRY(want_1d("xent", "z", z, F32, logits.shape[0]));
     TRY(want_1d("xent", "target", target, I32, logits.shape[0]));
     if (classes < 1 || classes > logits.shape[1])
         FAIL(ERR_BUG, "xent: %lld classes in %lld columns", (long long)classes, (long long)logits.shape[1]);
@@ -499,7 +500,7 @@ static int check_step_sums(struct device *dev, struct tensor sums, struct tensor
     (void)dev;
     TRY(want_1d("step_sums", "sums", sums, I64, SUMS_ELEMS));
     TRY(want_1d("step_sums", "fault", fault, I32, 1));
-    return want_1d("step_sums", "loss", loss, I64, 1);
+    return want_1d("step_sums", "loss", loss, I64, 2);
 }
 
 static int check_step_decide(struct device *dev, struct tensor control, struct tensor sums, bool exact,

@@ -179,6 +179,7 @@ int metrics_step(struct metrics *metrics, struct comm *comm, int64_t step, const
                                  report->loss, "lr", report->lr, "grad_norm", report->grad_norm, "tokens_per_s",
                                  tokens_per_s, "step_s", interval_s / n, "data_wait_s", total->load_s / n,
                                  "peak_rss_bytes", (json_int_t)peak_bytes, "redone", report->redone);
+        if (line && cfg->model.z_loss > 0) json_object_set_new(line, "z_loss", json_real(report->z_loss));
         if (line && total->forward_s > 0) { /* on a GPU the phases are not told apart */
             json_object_set_new(line, "forward_s", json_real(total->forward_s / n));
             json_object_set_new(line, "backward_s", json_real(total->backward_s / n));

@@ -300,6 +300,7 @@ int step_settle(struct step *step, struct loader *loader, int64_t done, struct s
     TRY(zero_set_control(&step->zero, control));
     const double tokens = (double)(step->cfg->batch.global * step->cfg->model.seq_len);
     report->loss = (double)control.loss / MODEL_LOSS_SCALE / tokens;
+    report->z_loss = (double)control.z_loss / MODEL_LOSS_SCALE / tokens;
     report->grad_norm = control.norm;
     keep_outcome(step, &control);
     return read_clock(step, loader, steps, report);

@@ -37,7 +37,8 @@ struct step {
 struct step_report {
     double lr;
     /* From step_settle: */
-    double loss;      /* mean over the tokens of the global batch, in nats */
+    double loss;      /* cross-entropy, mean over the tokens of the global batch, in nats */
+    double z_loss;    /* its mean, 0 where the configuration has none; what is minimised is the sum of both */
     double grad_norm; /* before clipping */
     int redone;       /* times that steps were done again with a coarser scale */
     int skipped;      /* steps that changed nothing, for a NaN or a spike */

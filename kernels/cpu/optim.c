@@ -254,7 +254,7 @@ int cpu_sum_squares(struct device *dev, struct tensor out, struct tensor x, stru
 int cpu_step_sums(struct device *dev, struct tensor sums, struct tensor fault, struct tensor loss)
 {
     (void)dev;
-    step_sums(sums.data, *(const int32_t *)fault.data, *(const int64_t *)loss.data);
+    step_sums(sums.data, *(const int32_t *)fault.data, loss.data);
     return 0;
 }
 

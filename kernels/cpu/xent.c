@@ -69,9 +69,9 @@ static void row_gradient(struct tensor dlogits, const float *logits, int64_t row
     clear_from(dlogits, row, classes);
 }
 
-/* One row with a target; returns its loss. */
+/* One row with a target; returns its loss, and in *z its z-loss. */
 static double xent_row(struct tensor dlogits, const float *logits, int64_t row, int64_t classes, int64_t target,
-                       double grad_scale, double z_loss)
+                       double grad_scale, double z_loss, double *z)
 {
     const struct softmax s = row_softmax(logits, classes);
     const double lse = (double)s.max + log(s.sum), at_target = (double)logits[target];
@@ -81,25 +81,28 @@ static double xent_row(struct tensor dlogits, const float *logits, int64_t row, 
         row_gradient(dlogits, logits, row, classes, s.max, (float)factor);
         cpu_set(dlogits.data, dlogits.dtype, row * dlogits.shape[1] + target, (float)gradient);
     }
-    return log(s.sum) + ((double)s.max - at_target) + z_loss * lse * lse;
+    *z = z_loss * lse * lse;
+    return log(s.sum) + ((double)s.max - at_target);
 }
 
-int cpu_xent(struct device *dev, struct tensor loss, struct tensor dlogits, struct tensor logits,
+int cpu_xent(struct device *dev, struct tensor loss, struct tensor z, struct tensor dlogits, struct tensor logits,
              struct tensor target, int64_t classes, double grad_scale, double z_loss)
 {
     const int64_t rows = logits.shape[0], width = logits.shape[1];
     const int32_t *targets = target.data;
     const float *all = logits.data;
-    float *losses = loss.data;
+    float *losses = loss.data, *z_losses = z.data;
 #pragma omp parallel for num_threads(dev->threads) schedule(dynamic, 1)
     for (int64_t row = 0; row < rows; row++) {
-        if (targets[row] < 0) {
-            losses[row] = 0;
-            if (tensor_given(dlogits)) clear_from(dlogits, row, 0);
-            continue;
+        double row_loss = 0, row_z = 0;
+        if (targets[row] >= 0) {
+            const int64_t wanted = cpu_min(targets[row], classes - 1); /* never out of bounds, whatever the data */
+            row_loss = xent_row(dlogits, all + row * width, row, classes, wanted, grad_scale, z_loss, &row_z);
+        } else if (tensor_given(dlogits)) {
+            clear_from(dlogits, row, 0);
         }
-        const int64_t wanted = cpu_min(targets[row], classes - 1); /* never out of bounds, whatever the data */
-        losses[row] = (float)xent_row(dlogits, all + row * width, row, classes, wanted, grad_scale, z_loss);
+        losses[row] = (float)row_loss;
+        if (z_losses) z_losses[row] = (float)row_z;
     }
     return 0;
 }

@@ -365,7 +365,7 @@ extern "C" int cuda_sum_squares(struct device *dev, struct tensor out, struct te
 
 __global__ void gather_sums(int64_t *sums, const int *fault, const int64_t *loss)
 {
-    step_sums(sums, *fault, *loss);
+    step_sums(sums, *fault, loss);
 }
 
 extern "C" int cuda_step_sums(struct device *dev, struct tensor sums, struct tensor fault, struct tensor loss)

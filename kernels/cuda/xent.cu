@@ -92,8 +92,8 @@ __device__ static void row_gradient(T *dlogits, const float *logits, int64_t wid
  * target is a difference of nearly equal numbers when the model is right. */
 template <class T>
 __global__ void __launch_bounds__(THREADS_MAX)
-    xent_rows(float *loss, T *dlogits, const float *logits, const int32_t *targets, int64_t rows, int64_t width,
-              int64_t classes, double grad_scale, double z_loss, bool aligned)
+    xent_rows(float *loss, float *z, T *dlogits, const float *logits, const int32_t *targets, int64_t rows,
+              int64_t width, int64_t classes, double grad_scale, double z_loss, bool aligned)
 {
     CUDA_SHARED(float, shared, [2]); /* the factor of the row's gradient, and the gradient at its target */
     for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
@@ -101,6 +101,7 @@ __global__ void __launch_bounds__(THREADS_MAX)
         T *const out = dlogits ? dlogits + row * width : nullptr;
         if (targets[row] < 0) {
             if (threadIdx.x == 0) loss[row] = 0;
+            if (threadIdx.x == 0 && z) z[row] = 0;
             for (int64_t at = threadIdx.x; out && at < width; at += blockDim.x)
                 out[at] = cuda_from_f32<T>(0.0f);
             continue;
@@ -113,7 +114,8 @@ __global__ void __launch_bounds__(THREADS_MAX)
             const double log_sum = log((double)sum), below = (double)max - (double)in[target];
             const double lse = (double)max + log_sum;
             const double factor = grad_scale * (1.0 + 2.0 * z_loss * lse) / (double)sum;
-            loss[row] = (float)(log_sum + below + z_loss * lse * lse);
+            loss[row] = (float)(log_sum + below);
+            if (z) z[row] = (float)(z_loss * lse * lse);
             shared[0] = (float)factor;
             shared[1] = (float)(factor * exp(-below) - grad_scale);
         }
@@ -122,8 +124,9 @@ __global__ void __launch_bounds__(THREADS_MAX)
     }
 }
 
-extern "C" int cuda_xent(struct device *dev, struct tensor loss, struct tensor dlogits, struct tensor logits,
-                         struct tensor target, int64_t classes, double grad_scale, double z_loss)
+extern "C" int cuda_xent(struct device *dev, struct tensor loss, struct tensor z, struct tensor dlogits,
+                         struct tensor logits, struct tensor target, int64_t classes, double grad_scale,
+                         double z_loss)
 {
     const int64_t rows = logits.shape[0], width = logits.shape[1];
     if (rows == 0 || width == 0) return 0;
@@ -132,7 +135,7 @@ extern "C" int cuda_xent(struct device *dev, struct tensor loss, struct tensor d
     const unsigned threads = (unsigned)cuda_min(warps * CUDA_WARP, (int64_t)THREADS_MAX);
     CUDA_BY_TYPE(dlogits.dtype, T,
                  TRY(CUDA_LAUNCH(dev, xent_rows<T>, cuda_blocks(rows, 1), threads, 0, cuda_data<float>(loss),
-                                 cuda_data<T>(dlogits), cuda_data<float>(logits), cuda_data<int32_t>(target), rows,
-                                 width, classes, grad_scale, z_loss, aligned)));
+                                 cuda_data<float>(z), cuda_data<T>(dlogits), cuda_data<float>(logits),
+                                 cuda_data<int32_t>(target), rows, width, classes, grad_scale, z_loss, aligned)));
     return 0;
 }

@@ -1,5 +1,7 @@
 """The result of a run does not depend on where it was computed: ranks, threads, ZeRO stage, recomputation."""
 
+import math
+
 import lib
 
 FP32 = "precision.compute=fp32"
@@ -58,6 +60,23 @@ class Placement(lib.Case):
             with self.subTest(batches=batches, micro=micro):
                 self.assertEqual(len(found[1]), 2)
                 self.assertEqual(found, {ranks: found[1] for ranks in found})
+
+    def test_z_loss(self):
+        """The loss of training and of validation is cross-entropy alone, and z-loss stands beside it."""
+        words = ["run.steps=2", "optim.warmup_steps=0", "optim.decay_steps=0", "optim.lr=0", "optim.min_lr=0",
+                 f"data.valid=[{{path: {lib.valid_shards()}}}]", "log.eval_batches=2"]
+        runs = [self.run_one(words, ranks, 1, 1, f"model.z_loss={z_loss}")
+                for ranks, z_loss in ((1, 0), (1, 0.01), (2, 0.01), (1, 0.02))]
+        steps = [[line for line in lib.metrics(run_dir, str) if "event" not in line] for run_dir in runs]
+        for run_dir, lines in zip(runs, steps, strict=True):
+            self.assertEqual([line["loss"] for line in lines], [line["loss"] for line in steps[0]])
+            self.assertEqual(lib.events(run_dir, "evaluation")[0]["loss"], lib.events(runs[0], "evaluation")[0]["loss"])
+        self.assertNotIn("z_loss", steps[0][0])
+        self.assertEqual([line["z_loss"] for line in steps[1]], [line["z_loss"] for line in steps[2]])
+        # Logits are near 0 in the beginning: the log-partition is the logarithm of the vocabulary's size.
+        for line, twice in zip(steps[1], steps[3], strict=True):
+            self.assertAlmostEqual(float(line["z_loss"]), 0.01 * math.log(512) ** 2, delta=0.05)
+            self.assertAlmostEqual(2 * float(line["z_loss"]), float(twice["z_loss"]), delta=1e-6)
 
     def test_fast(self):
         """Sums in fp32 depend on the number of ranks, but not on the ZeRO stage; and they are close to exact ones."""

@@ -191,17 +191,17 @@ static void rig_pass(struct rig *rig, int64_t micro_batch, int64_t tokens_in_mea
     must(model_backward(m, done, context));
 }
 
-/* The mean loss of the passes since the last call, over so many tokens. */
+/* The mean loss, z-loss included, of the passes since the last call, over so many tokens. */
 static double rig_take_loss(struct rig *rig, int64_t tokens)
 {
     struct model *m = &rig->step.model;
-    int64_t sum = 0;
+    int64_t sum[2] = {0};
     int32_t fault = 0;
-    must(rig->dev.table->download(&rig->dev, &sum, m->loss_sum.data, sizeof sum));
+    must(rig->dev.table->download(&rig->dev, sum, m->loss_sum.data, sizeof sum));
     must(rig->dev.table->download(&rig->dev, &fault, m->fault.data, sizeof fault));
     must(op_fill(&rig->dev, m->loss_sum, 0));
     assert_int_equal(fault, 0);
-    return (double)sum / MODEL_LOSS_SCALE / (double)tokens;
+    return (double)(sum[0] + sum[1]) / MODEL_LOSS_SCALE / (double)tokens;
 }
 
 /* Step 0's micro-batch 0: gradients into rig->grad. Returns its mean loss. */

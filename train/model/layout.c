@@ -246,7 +246,8 @@ int model_layout(struct model *m, const struct config *cfg, const struct params 
     m->dqkv = take_act(m, arena, (c->heads + 2 * c->kv_heads) * c->head_dim);
     m->dsum = take_f32(arena, sequences, c->heads, c->seq_len);
     m->loss = take_f32(arena, m->tokens, 0, 0);
-    m->loss_sum = arena_tensor(arena, ARENA_ACTS, DT_I64, 1, 0, 0);
+    m->z_loss = m->cfg.z_loss > 0 ? take_f32(arena, m->tokens, 0, 0) : TENSOR_NONE;
+    m->loss_sum = arena_tensor(arena, ARENA_ACTS, DT_I64, 2, 0, 0);
     m->fault = arena_tensor(arena, ARENA_ACTS, DT_I32, 1, 0, 0);
     return 0;
 }

@@ -132,16 +132,19 @@ static int trunk_fwd(struct model *m)
  * used up before the next chunk's exist. train: nf takes its gradient. */
 static int head_fwd_bwd(struct model *m, bool train, double grad_scale)
 {
+    const bool with_z = train && tensor_given(m->z_loss);
+    ASSERT(m->logits.dtype == DT_F32); /* in evaluation too, whatever the device and the type of activations */
     for (int64_t at = 0; at < m->tokens; at += m->chunk) {
         const int64_t n = m->tokens - at < m->chunk ? m->tokens - at : m->chunk;
         const struct tensor nf = tensor_rows(m->nf, at, n), logits = tensor_rows(m->logits, 0, n);
         const struct tensor dlogits = train ? tensor_rows(m->dlogits, 0, n) : TENSOR_NONE;
         TRY(linear_fwd(m, &m->head, logits, nf));
-        TRY(op_xent(m->dev, tensor_range(m->loss, at, n), dlogits, logits, tensor_range(m->target, at, n),
-                    m->vocab_size, grad_scale, m->cfg.z_loss));
+        TRY(op_xent(m->dev, tensor_range(m->loss, at, n), with_z ? tensor_range(m->z_loss, at, n) : TENSOR_NONE,
+                    dlogits, logits, tensor_range(m->target, at, n), m->vocab_size, grad_scale, m->cfg.z_loss));
         if (train) TRY(linear_bwd(m, &m->head, nf, dlogits, nf));
     }
-    return op_sum_fixed(m->dev, m->loss_sum, m->loss, MODEL_LOSS_SCALE, m->fault);
+    if (with_z) TRY(op_sum_fixed(m->dev, tensor_range(m->loss_sum, 1, 1), m->z_loss, MODEL_LOSS_SCALE, m->fault));
+    return op_sum_fixed(m->dev, tensor_range(m->loss_sum, 0, 1), m->loss, MODEL_LOSS_SCALE, m->fault);
 }
 
 int model_forward(struct model *m, bool train, double grad_scale)

@@ -76,8 +76,8 @@ struct model {
     int64_t chunk;                        /* rows of logits that exist at once */
     struct tensor logits, dlogits;        /* [chunk,V padded] f32 and act */
     struct tensor last, nf_last;          /* sampling: [B] row of each sequence's last token, [B,C] its final norm */
-    struct tensor loss;                   /* f32 [T] */
-    struct tensor loss_sum;               /* i64 [1], added to by every forward: nats × MODEL_LOSS_SCALE */
+    struct tensor loss, z_loss;           /* f32 [T]; z_loss none where the configuration has none */
+    struct tensor loss_sum;               /* i64 [2], of both, added to by every forward: nats × MODEL_LOSS_SCALE */
     struct tensor fault;                  /* i32 [1], FAULT_ bits OR-ed in by every pass */
 };
 
@@ -96,8 +96,8 @@ int model_weights_changed(struct model *model);
 /* Copies a micro-batch of host arrays i32[T] to the device. */
 int model_load_batch(struct model *model, const int32_t *tok, const int32_t *target, const int32_t *start,
                      const int32_t *pos);
-/* Forward pass and loss of the loaded micro-batch, added to loss_sum. train: also the gradient of the loss times
- * grad_scale with respect to the classifier and its input, which model_backward continues from. */
+/* Forward pass and loss of the loaded micro-batch, added to loss_sum. train: also the z-loss, and the gradient of the sum of
+ * both times grad_scale with respect to the classifier and its input, which model_backward continues from. */
 int model_forward(struct model *model, bool train, double grad_scale);
 /* Backward pass of the micro-batch that model_forward(train) has just done. */
 int model_backward(struct model *model, model_unit_done done, void *context);

@@ -30,7 +30,7 @@ struct zero {
     struct tensor control;         /* i64 [CONTROL_ELEMS], struct step_control */
     struct tensor sums;            /* i64 [SUMS_ELEMS] */
     struct tensor fault;           /* i32 [1], shared with the model */
-    struct tensor loss_sum;        /* i64 [1], the model's */
+    struct tensor loss_sum;        /* i64 [2], the model's */
     struct tensor *weights;        /* the model's units, in the compute type */
     struct step_limits limits;
     bool last; /* the micro-batch in hand is this rank's last of the step */

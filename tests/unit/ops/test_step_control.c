@@ -8,13 +8,13 @@ void test_op_step_sums(struct device *dev)
 {
     struct op_test test = op_test_begin(dev, 130);
     const double faults[] = {0, FAULT_OVERFLOW, FAULT_NAN, FAULT_OVERFLOW | FAULT_NAN};
-    const int64_t loss = -0x123456789abc;
+    const int64_t loss[2] = {-0x123456789abc, 0x1234567890};
     for (int i = 0; i < 4; i++) {
-        const int64_t before[SUMS_ELEMS] = {9, 9, 9, 4, 5, 6, 7};
+        const int64_t before[SUMS_ELEMS] = {9, 9, 9, 9, 4, 5, 6, 7};
         const struct tensor sums = op_values_i64(&test, before, SUMS_ELEMS);
         const struct op_tensor fault = op_values(&test, tensor_1d(NULL, DT_I32, 1), &faults[i]);
-        const int64_t want[SUMS_ELEMS] = {i & 1, i >> 1, loss, 4, 5, 6, 7};
-        op_ok(op_step_sums(dev, sums, fault.t, op_values_i64(&test, &loss, 1)));
+        const int64_t want[SUMS_ELEMS] = {i & 1, i >> 1, loss[0], loss[1], 4, 5, 6, 7};
+        op_ok(op_step_sums(dev, sums, fault.t, op_values_i64(&test, loss, 2)));
         assert_memory_equal(op_read_i64(&test, sums), want, sizeof want);
     }
     op_test_end(&test);
@@ -24,7 +24,7 @@ void test_op_step_sums(struct device *dev)
 static struct step_control decide(struct op_test *test, struct step_control control, int64_t overflow, int64_t nan,
                                   const int64_t limbs[4], bool exact, struct step_limits limits)
 {
-    const int64_t values[SUMS_ELEMS] = {overflow, nan, 77, limbs[0], limbs[1], limbs[2], limbs[3]};
+    const int64_t values[SUMS_ELEMS] = {overflow, nan, 77, 78, limbs[0], limbs[1], limbs[2], limbs[3]};
     const struct tensor t = op_values_i64(test, (const int64_t *)&control, CONTROL_ELEMS);
     struct step_control after;
     op_ok(op_step_decide(test->dev, t, op_values_i64(test, values, SUMS_ELEMS), exact, limits));
@@ -48,7 +48,7 @@ void test_op_step_decide(struct device *dev)
     const double norm = sqrt(squares) / 0x1p30;
     assert_true(near(c.norm, norm) && near(c.clip, 1 / (norm + 1e-6)));
     assert_true(c.unscale == 0x1p-30 && c.scale == step_scale(norm));
-    assert_true(c.loss == 77 && c.fault == 0 && c.steps == 4);
+    assert_true(c.loss == 77 && c.z_loss == 78 && c.fault == 0 && c.steps == 4);
 
     c = decide(&test, before, 0, 0, limbs, false, (struct step_limits){.clip = 1e6});
     assert_true(near(c.norm, sqrt(squares) / 0x1p32) && c.clip == 1); /* a norm below the largest is left alone */

@@ -7,7 +7,7 @@ struct xent {
     int64_t classes;
     double grad_scale, z_loss;
     bool aliased; /* dlogits over logits */
-    struct op_tensor loss, dlogits, logits, target;
+    struct op_tensor loss, z, dlogits, logits, target;
 };
 
 /* With so many columns behind the classes. */
@@ -19,6 +19,7 @@ static struct xent make_xent(struct op_test *test, enum dtype dtype, int64_t row
                          .grad_scale = 0.25,
                          .z_loss = z_loss,
                          .loss = op_values(test, tensor_1d(NULL, DT_F32, rows), NULL),
+                         .z = op_values(test, tensor_1d(NULL, DT_F32, rows), NULL),
                          .dlogits = op_values(test, tensor_2d(NULL, dtype, rows, width), NULL),
                          .logits = op_random(test, tensor_2d(NULL, DT_F32, rows, width), -8, 8),
                          .target =
@@ -28,44 +29,51 @@ static struct xent make_xent(struct op_test *test, enum dtype dtype, int64_t row
 static int run(struct device *dev, const void *ctx)
 {
     const struct xent *c = ctx;
-    return op_xent(dev, c->loss.t, c->aliased ? c->logits.t : c->dlogits.t, c->logits.t, c->target.t, c->classes,
-                   c->grad_scale, c->z_loss);
+    return op_xent(dev, c->loss.t, c->z.t, c->aliased ? c->logits.t : c->dlogits.t, c->logits.t, c->target.t,
+                   c->classes, c->grad_scale, c->z_loss);
 }
 
-static double row_loss(const struct xent *c, int64_t row)
+/* Cross-entropy, and in *z the z-loss. */
+static double row_loss(const struct xent *c, int64_t row, double *z)
 {
     const int64_t target = (int64_t)c->target.v[row];
     const double *x = c->logits.v + row * c->logits.t.shape[1];
     double max = x[0], sum = 0;
+    *z = 0;
     if (target < 0) return 0;
     for (int64_t i = 0; i < c->classes; i++)
         max = fmax(max, x[i]);
     for (int64_t i = 0; i < c->classes; i++)
         sum += exp(x[i] - max);
     const double lse = max + log(sum);
-    return lse - x[target] + c->z_loss * lse * lse;
+    *z = c->z_loss * lse * lse;
+    return lse - x[target];
 }
 
 static double total_loss(const void *ctx)
 {
     const struct xent *c = ctx;
-    double total = 0;
-    for (int64_t row = 0; row < c->logits.t.shape[0]; row++)
-        total += c->grad_scale * row_loss(c, row);
+    double total = 0, z = 0;
+    for (int64_t row = 0; row < c->logits.t.shape[0]; row++) {
+        total += c->grad_scale * row_loss(c, row, &z);
+        total += c->grad_scale * z;
+    }
     return total;
 }
 
 static void check_xent(struct op_test *test, struct xent *c)
 {
-    const struct tensor outputs[] = {c->loss.t, c->dlogits.t};
-    op_run_on_threads(test, "xent", run, c, outputs, 2);
+    const struct tensor outputs[] = {c->loss.t, c->z.t, c->dlogits.t};
+    op_run_on_threads(test, "xent", run, c, outputs, 3);
     for (int64_t row = 0; row < c->loss.t.shape[0]; row++)
-        c->loss.v[row] = row_loss(c, row);
+        c->loss.v[row] = row_loss(c, row, &c->z.v[row]);
     op_expect(test, "xent: loss", c->loss.t, c->loss.v, op_bound(DT_F32));
+    op_expect(test, "xent: z-loss", c->z.t, c->z.v, op_bound(DT_F32));
     op_expect_gradient(test, "xent: dlogits", c->dlogits.t, NULL, c->logits.v, total_loss, c,
                        op_bound(c->dlogits.t.dtype));
     const double *losses = op_read(test, c->loss.t), *gradient = op_read(test, c->dlogits.t);
-    op_ok(op_xent(test->dev, c->loss.t, TENSOR_NONE, c->logits.t, c->target.t, c->classes, c->grad_scale, c->z_loss));
+    op_ok(op_xent(test->dev, c->loss.t, TENSOR_NONE, TENSOR_NONE, c->logits.t, c->target.t, c->classes, c->grad_scale,
+                  c->z_loss));
     op_expect_exact(test, "xent: loss without gradient", c->loss.t, losses);
     c->aliased = c->dlogits.t.dtype == DT_F32;
     if (!c->aliased) return;
@@ -105,8 +113,11 @@ void test_op_xent(struct device *dev)
     struct op_test test = op_test_begin(dev, 49);
     check_extremes(&test);
     const struct xent c = make_xent(&test, DT_BF16, 2, 3, 0, 0);
-    op_refused(op_xent(dev, c.loss.t, c.dlogits.t, c.dlogits.t, c.target.t, 3, 1, 0), "xent: logits is bf16");
-    op_refused(op_xent(dev, c.target.t, c.dlogits.t, c.logits.t, c.target.t, 3, 1, 0), "xent: loss is i32");
-    op_refused(op_xent(dev, c.loss.t, c.dlogits.t, c.logits.t, c.target.t, 4, 1, 0), "xent: 4 classes in 3 columns");
+    op_refused(op_xent(dev, c.loss.t, TENSOR_NONE, c.dlogits.t, c.dlogits.t, c.target.t, 3, 1, 0),
+               "xent: logits is bf16");
+    op_refused(op_xent(dev, c.target.t, TENSOR_NONE, c.dlogits.t, c.logits.t, c.target.t, 3, 1, 0),
+               "xent: loss is i32");
+    op_refused(op_xent(dev, c.loss.t, TENSOR_NONE, c.dlogits.t, c.logits.t, c.target.t, 4, 1, 0),
+               "xent: 4 classes in 3 columns");
     op_test_end(&test);
 }
