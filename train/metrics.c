@@ -59,13 +59,13 @@ void metrics_close(struct metrics *metrics)
     metrics->rank_s = NULL;
 }
 
-/* Writes one JSON object as a line, with the time of day as Unix seconds, and frees it. A full disk must not end a run that goes on computing: it is warned of
- * once, and the next line that can be written starts afresh. */
-static int write_line(struct metrics *metrics, json_t *object)
+/* Writes one JSON object as a line, with the time of day as Unix seconds if `timed`, and frees it. A full disk must not end
+ * a run that goes on computing: it is warned of once, and the next line that can be written starts afresh. */
+static int write_line(struct metrics *metrics, json_t *object, bool timed)
 {
     if (!object) FAIL(ERR_SYSTEM, "out of memory for a line of metrics.jsonl");
     struct timespec now;
-    if (metrics->file && clock_gettime(CLOCK_REALTIME, &now) == 0)
+    if (timed && metrics->file && clock_gettime(CLOCK_REALTIME, &now) == 0)
         json_object_set_new(object, "time", json_real((double)now.tv_sec + (double)(now.tv_nsec / 1000000) / 1000));
     if (metrics->file) {
         bool failed = metrics->failing && fputc('\n', metrics->file) == EOF;
@@ -90,7 +90,8 @@ int metrics_event(struct metrics *metrics, const char *event, int64_t step, void
         json_object_update(object, values);
         json_decref(values);
     }
-    return write_line(metrics, object);
+    /* An evaluation's line is the same text wherever it was computed. */
+    return write_line(metrics, object, strcmp(event, "evaluation") != 0);
 }
 
 void metrics_skip(struct metrics *metrics, double since_s)
@@ -186,7 +187,7 @@ int metrics_step(struct metrics *metrics, struct comm *comm, int64_t step, const
             json_object_set_new(line, "reduce_s", json_real(total->reduce_s / n));
             json_object_set_new(line, "update_s", json_real(total->update_s / n));
         }
-        TRY(write_line(metrics, line));
+        TRY(write_line(metrics, line, true));
     }
     metrics->mark_s = now_s();
     metrics->steps = 0;

@@ -55,8 +55,8 @@ class Placement(lib.Case):
                 run_dir = self.run_one(["run.stop_at=2", "run.steps=2", "optim.warmup_steps=0", "optim.decay_steps=0",
                                         "batch.global=6", valid, "log.eval_every=1"], ranks, 1, 1,
                                        f"log.eval_batches={batches}", f"batch.micro={micro}")
-                lines = [line for line in lib.metrics(run_dir, str) if line.get("event") == "evaluation"]
-                found[ranks] = [line["loss"] for line in lines]
+                lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+                found[ranks] = [line for line in lines if '"evaluation"' in line]
             with self.subTest(batches=batches, micro=micro):
                 self.assertEqual(len(found[1]), 2)
                 self.assertEqual(found, {ranks: found[1] for ranks in found})
