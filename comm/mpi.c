@@ -84,12 +84,14 @@ static int mpi_failed(const char *file, int line, const char *what, int mpi_rc)
  * - hwloc's GL plugin looks for graphics cards by connecting to ten X servers: no business of a training program.
  * - Alone, Open MPI would start a helper daemon (orted), which fails where neither ssh nor rsh is installed, listen
  * on all network interfaces for peers that cannot come, and search for interconnects. Without them a program that
- * runs alone opens no socket, and MPI_Init takes 30 ms instead of 340. */
+ * runs alone opens no socket, and MPI_Init takes 30 ms instead of 340. All that are alone would share one folder in /tmp,
+ * which one removes while another starts. */
 static int settings_apply(bool alone)
 {
     static const char *const settings[][2] = {
         {"HWLOC_COMPONENTS", "-gl"},
         {"OMPI_MCA_ess_singleton_isolated", "1"},
+        {"OMPI_MCA_orte_create_session_dirs", "0"},
         {"OMPI_MCA_btl", "self"},
         {"OMPI_MCA_pml", "ob1"},
     };
