@@ -286,6 +286,7 @@ static void *report(void *watch)
         speak_alone(w);
         pause_s(GATHER_S); /* for the others to say it, too */
     }
+    err_leave_status(ERR_COMM);
     atomic_store(&w->report, SAID);
     return NULL;
 }

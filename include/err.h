@@ -59,6 +59,9 @@ void err_share(void);
 bool err_shared(void);
 /* "ERR_DATA" for 4, and so on; "?" for an unknown code. */
 const char *err_name(int code);
+/* Leaves the exit status in the file that TATARA_STATUS_FILE names, if it does: what a launcher makes of a rank's status
+ * differs, so the job scripts read it there. The first process that ends leaves its own; later ones change nothing. */
+void err_leave_status(int code);
 
 /* Ends the process with a message: only for bugs, never for bad input. Use ASSERT. */
 void err_assert_failed(const char *file, int line, const char *what) __attribute__((noreturn));

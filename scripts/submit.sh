@@ -168,8 +168,9 @@ job_script() {
     [[ -z $site ]] || printf 'export TATARA_SITE=%q\n' "$site"
     [[ $chain -eq 1 ]] || printf 'export TATARA_CHAIN=%q\n' "$chain_name"
     [[ $scheduler == slurm ]] || printf 'export TATARA_TIME_S=%q TATARA_SAVE_S=%q\n' "$seconds" "$save_time"
-    # Retries and requeues as the submitting shell has them set.
-    for variable in TATARA_MAX_RETRIES TATARA_MAX_REQUEUES TATARA_RETRY_S TATARA_LAUNCHER TATARA_MPIRUN; do
+    # Retries, requeues and the launcher as the submitting shell has them set.
+    for variable in TATARA_MAX_RETRIES TATARA_MAX_REQUEUES TATARA_RETRY_S TATARA_LAUNCHER TATARA_LAUNCHER_KIND \
+        TATARA_MPIRUN TATARA_SRUN_MPI; do
         [[ -z ${!variable:-} ]] || printf 'export %s=%q\n' "$variable" "${!variable}"
     done
     printf 'exec bash'

@@ -42,6 +42,7 @@ static void usage(void)
 #define X(name, status, meaning) printf("  %2d  %s\n", status, meaning);
     ERR_LIST(X)
 #undef X
+    puts("Launchers change it; with TATARA_STATUS_FILE=FILE the first rank that ends leaves it in FILE, too.");
 }
 
 static int dispatch(struct comm *comm, int argc, char **argv)
@@ -81,7 +82,9 @@ int main(int argc, char **argv)
         log_debug("%s at\n%s", err_name(rc), err_trace_text());
     }
     /* An error that the other ranks do not know of must end them too; one they agreed on ends all alike. */
-    if (rc != 0 && comm.ranks > 1 && !err_shared()) comm_abort(&comm, rc);
+    const bool alone = rc != 0 && comm.ranks > 1 && !err_shared();
+    if (alone || comm.rank == 0) err_leave_status(rc);
+    if (alone) comm_abort(&comm, rc);
     comm_close(&comm);
     return rc;
 }

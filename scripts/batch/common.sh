@@ -7,7 +7,7 @@
 #   batch_nodes      the job's nodes, an array; empty where the scheduler does not tell
 #   batch_same_job   yes: batch_requeue keeps the job's id and its place before those that wait for it
 # and define
-#   batch_launch     starts the ranks on the nodes "$@" (none: on all) in the background: sets batch_pid
+#   batch_launch     starts "${rank_command[@]}" on the nodes "$@" (none: on all) in the background: sets batch_pid
 #   batch_lost       prints those of its nodes that the scheduler has given up, one a line
 #   batch_requeue    has the job queued again; fails when that is not possible
 #   batch_current    fails when the scheduler has started this job anew elsewhere, or ended it
@@ -19,22 +19,35 @@
 #   TATARA_PROGRAM          the program; default $TATARA_ROOT/build/tatara
 #   TATARA_NODES            nodes to run on; default: all of the job. The job's further nodes are spares
 #   TATARA_RANKS_PER_NODE   default 1
-#   TATARA_SITE             a file that is sourced first: module load, MPI settings of the site
+#   TATARA_SITE             a file that is sourced first: module load, MPI settings of the site, any of what follows
+#                           (configs/sites has examples)
+#   TATARA_MPIRUN           the launcher and options of it; default: mpirun, with --bind-to none if it is Open MPI's
+#   TATARA_LAUNCHER_KIND    openmpi (4, 5 and what is made from it), mpich (Hydra), intelmpi, pals, or none, whose launcher
+#                           is told no nodes; default: what `mpirun --version` says
+#   TATARA_LAUNCHER         srun or mpirun, under Slurm; default: srun where it has what TATARA_SRUN_MPI says
+#   TATARA_SRUN_MPI         srun's --mpi=…; default pmix; none leaves it out
 #   TATARA_TIME_S           the job's time limit, where the scheduler sends no signal before it
 #   TATARA_SAVE_S           how long before the limit the run is stopped, there; default 180
 #   TATARA_MAX_RETRIES      new attempts in the job, TATARA_MAX_REQUEUES: new jobs; both count those in a row that
 #                           brought no new checkpoint. Defaults 2 and 5
 #   TATARA_CHAIN, TATARA_CHAIN_LAST   the name of the chain that this job is a link of; 1 for its last link
 #
-# The program's exit status decides (tatara --help lists them):
+# The program's exit status decides (tatara --help lists them). A launcher does not tell it: that of MPICH ends with 9 or 11
+# when a rank was killed by signal 9 or 11, Open MPI's with 1 when it was itself asked to end, srun with 0 when it gives
+# up a step whose nodes are lost. So the first rank that ends by itself leaves its status in a file beside the attempt's
+# log (TATARA_STATUS_FILE; all ranks end alike, or the one that failed leaves it). Where that file is absent, no rank came
+# to an end of its own, and the launcher's status says at most that nothing was started:
 #   0                   the run is finished, if its last checkpoint is there
 #   2 3 4 5 9 10        a new attempt would end the same way: the job ends with this status
 #   11                  stopped with a checkpoint: queued again when the time limit is why, else the job ends with 11
 #   6                   disk or memory: tried again only once the run has a checkpoint, since a wrong set-up fails before
-#   7 8, 1, 128 and up  a rank, a node or the launcher was lost: tried again
+#   7 8                 MPI or a device failed, a rank hangs: tried again
+#   no file             a rank, a node or the launcher was lost: tried again; the same when 0 is left, but no last checkpoint
+#   no file, 126 or 127 from the launcher: it, the program or a library could not be started; as 6
+# A launcher that is not there at all ends the job at once, with status 2.
 # A job of a chain that reaches its limit is not queued again: the next link goes on (without batch_same_job, whatever
-# ended this one). What ended the run for good is
-# written to logs/ended in the run's folder, and the links that follow end at once.
+# ended this one). What ended the run for good is written to logs/ended in the run's folder, and the links that follow end
+# at once.
 
 # shellcheck disable=SC2154 # batch_*, set by the scheduler's script
 signals=0 limit=no ending=no batch_pid='' timers=()
@@ -145,7 +158,7 @@ stop_timers() {
 # Waits for the launcher; its status goes to `status`. The wait is in short pieces, since a signal that comes just before
 # bash's `wait` has its trap run only after it, and `wait` that a trap interrupts says nothing of the launcher.
 wait_for_launcher() {
-    local before rc polls=0
+    local before rc polls=0 known=no
     while kill -0 "$batch_pid" 2>/dev/null; do
         polls=$((polls + 1))
         if ((polls < 20)); then sleep 0.1 & else sleep 1 & fi
@@ -154,20 +167,43 @@ wait_for_launcher() {
     while :; do
         before=$signals rc=0
         wait "$batch_pid" || rc=$?
-        [[ $rc -eq 127 ]] || status=$rc
+        # 127 is the launcher's at first; later it may mean that bash has told the status before, and forgotten it.
+        [[ $rc -eq 127 && $known == yes ]] || status=$rc
+        known=yes
         [[ $signals -ne $before && $rc -ne 127 ]] || break
     done
     batch_pid=''
 }
 
+# judge STATUS-FILE: turns the launcher's status into the program's, and says it.
+judge() {
+    local own='' launchers=$status
+    { read -r own <"$1"; } 2>/dev/null || true
+    if [[ $own =~ ^[0-9]+$ ]]; then
+        status=$own
+        [[ $own == "$launchers" ]] || own+=" (the launcher's: $launchers)"
+        say "attempt $attempt ended with status $own"
+    else
+        say "attempt $attempt ended, and no rank has left its status (the launcher's: $launchers)"
+        ((launchers == 0 || launchers >= 126)) || status=1
+    fi
+    if [[ $status -eq 0 ]] && ! is_finished; then
+        say "and yet the run is not finished: the launcher has lost it"
+        status=1
+    fi
+}
+
 # ---- nodes ----
 
 # The first node that the launcher names in an attempt's log as having lost a rank: the others were ended after it. Of a
-# start that failed the log does not say where.
+# start that failed the log does not say where. Open MPI breaks its lines; Intel's launcher names all nodes alike.
 blamed_node() {
     grep -q 'launch failed' "$1" && return
-    sed -nE -e 's/^srun: error: Node failure on ([^ ,]+).*/\1/p' -e 's/^srun: error: ([^ :]+): tasks? .*/\1/p' \
-        -e 's/.* on node ([^ ]+) exited on .*/\1/p' "$1" | head -n 1
+    {
+        sed -nE -e 's/^srun: error: Node failure on ([^ ,]+).*/\1/p' -e 's/^srun: error: ([^ :]+): tasks? .*/\1/p' \
+            -e 's/^= +PID [0-9]+ RUNNING AT ([^ ]+)$/\1/p' -e 's/.*connection to proxy [0-9]+ at host ([^ ]+) failed.*/\1/p' "$1"
+        tr '\n' ' ' <"$1" | sed -nE 's/.* on node ([^ ]+) exited on .*/\1/p'
+    } | head -n 1
 }
 
 # choose_nodes: sets `chosen` to the nodes of the next attempt and `excluded` to those left out: lost ones always, the
@@ -200,16 +236,55 @@ choose_nodes() {
     done
 }
 
-# launch_mpirun NODES…: Open MPI's launcher, or TATARA_MPIRUN, on these nodes; for the schedulers' batch_launch.
+# ---- launchers ----
+
+# need_launcher COMMAND VARIABLE: ends the job when there is no such command, which VARIABLE chooses.
+need_launcher() {
+    command -v "$1" >/dev/null || finish 2 "error: there is no launcher $1 on $(hostname): load the module of the MPI that \
+$TATARA_PROGRAM was built with in TATARA_SITE (submit.sh --site), or name another launcher in $2"
+}
+
+launcher_kind() {
+    case $(timeout 20 "$1" --version 2>&1 </dev/null) in
+    *'Open MPI'* | *OpenRTE* | *'Spectrum MPI'*) echo openmpi ;;
+    *'Intel(R) MPI'*) echo intelmpi ;;
+    *HYDRA*) echo mpich ;;
+    *PALS*) echo pals ;;
+    esac
+}
+
+# launch_mpirun NODES…: the MPI's own launcher, on these nodes; for the schedulers' batch_launch.
 launch_mpirun() {
-    local words node hosts=''
-    read -ra words <<<"${TATARA_MPIRUN:-mpirun --bind-to none}"
-    words+=(-n $((TATARA_NODES * TATARA_RANKS_PER_NODE)))
+    local words kind hosts='' counts='' node per_node=$TATARA_RANKS_PER_NODE
+    read -ra words <<<"${TATARA_MPIRUN:-mpirun}"
+    need_launcher "${words[0]}" TATARA_MPIRUN
+    kind=${TATARA_LAUNCHER_KIND:-$(launcher_kind "${words[0]}")}
+    if [[ $kind == intelmpi && ${words[0]##*/} == mpirun ]]; then # a shell script: signals end it, and not its ranks
+        words[0]=${words[0]%mpirun}mpiexec.hydra
+        need_launcher "${words[0]}" TATARA_MPIRUN
+    fi
+    [[ $kind != openmpi || -n ${TATARA_MPIRUN:-} ]] || words+=(--bind-to none)
+    words+=(-n $((TATARA_NODES * per_node)))
     for node in "$@"; do
-        hosts+=${hosts:+,}$node:$TATARA_RANKS_PER_NODE
+        hosts+=${hosts:+,}$node counts+=${counts:+,}$node:$per_node
     done
-    [[ -z $hosts ]] || words+=(--host "$hosts")
-    "${words[@]}" "${command[@]}" >>"$log" 2>&1 &
+    case ${hosts:+$kind} in
+    openmpi) words+=(--host "$counts") ;;
+    mpich) words+=(-hosts "$hosts" -ppn "$per_node") ;;
+    intelmpi)
+        export I_MPI_JOB_RESPECT_PROCESS_PLACEMENT=0 # else the scheduler's list counts, spares included
+        words+=(-hosts "$hosts" -ppn "$per_node")
+        ;;
+    pals) words+=(--hosts "$hosts" --ppn "$per_node") ;;
+    none)
+        [[ ${#excluded[@]} -eq 0 ]] || finish 2 "error: TATARA_LAUNCHER_KIND=none, and ${words[0]} would start ranks on \
+the spare nodes, too: ${excluded[*]}; leave out --spare, or name the launcher's kind"
+        ;;
+    '') [[ -z $hosts ]] || finish 2 "error: ${words[0]} --version does not say how it is told its nodes: set \
+TATARA_LAUNCHER_KIND to openmpi, mpich, intelmpi, pals or none, in TATARA_SITE (submit.sh --site)" ;;
+    *) finish 2 "error: TATARA_LAUNCHER_KIND is openmpi, mpich, intelmpi, pals or none, not '$kind'" ;;
+    esac
+    "${words[@]}" "${rank_command[@]}" >>"$log" 2>&1 &
     batch_pid=$!
 }
 
@@ -255,7 +330,7 @@ again() {
 
 batch_main() {
     local config tries=0 attempt=0 status=0 before_step chain_name chain_status rest
-    local plan run_dir logs log command chosen=() excluded=() blamed=' '
+    local plan run_dir logs log command rank_command reason chosen=() excluded=() blamed=' '
     if [[ $# -eq 0 ]]; then # some schedulers pass a script no arguments
         read -ra command <<<"${TATARA_ARGS:-}"
         set -- ${command[@]+"${command[@]}"}
@@ -299,6 +374,10 @@ batch_main() {
     trap on_end TERM INT
     [[ -z ${TATARA_TIME_S:-} ]] || start_timer USR1 $((TATARA_TIME_S - ${TATARA_SAVE_S:-180}))
 
+    # What a log and a status file are called was never used before.
+    while compgen -G "$logs/$batch_job.$batch_restart.$attempt.*" >/dev/null; do
+        attempt=$((attempt + 1))
+    done
     while :; do
         choose_nodes || again "too few nodes" "$((status > 0 ? status : 1))"
         log=$logs/$batch_job.$batch_restart.$attempt.log
@@ -307,27 +386,24 @@ batch_main() {
 ${excluded[*]})}; newest checkpoint: step $before_step; log: $log"
         status=11
         if [[ $limit == no && $ending == no ]]; then
+            # By `env`, since not every launcher passes variables on.
+            rank_command=(env "TATARA_STATUS_FILE=${log%.log}.status" "${command[@]}")
             batch_launch ${chosen[@]+"${chosen[@]}"}
             [[ $limit == no && $ending == no ]] || pass_on # a signal that came between the question and the launch
             wait_for_launcher
-        fi
-        say "attempt $attempt ended with status $status"
-        if [[ $status -eq 0 ]] && ! is_finished; then
-            say "and yet the run is not finished: the launcher has lost it"
-            status=1
+            judge "${log%.log}.status"
         fi
 
+        reason=$(grep -a -s -m 1 'tatara: error: ' "$log" || echo "see $log")
         case $status in
         0) finish 0 "the run is finished" ;;
-        2 | 3 | 4 | 5 | 9 | 10)
-            finish "$status" "$(grep -m 1 'tatara: error: ' "$log" || echo "see $log"); a new attempt would end the same"
-            ;;
+        2 | 3 | 4 | 5 | 9 | 10) finish "$status" "$reason; a new attempt would end the same" ;;
         esac
         [[ $limit == no ]] || again "stopped before the time limit" "$status"
         [[ $ending == no ]] || exit "$status"
         [[ $status -ne 11 ]] || finish 11 "the run was asked to stop, and has; submit it again to go on"
-        if [[ $status -eq 6 && $(newest_step) -eq 0 ]]; then
-            finish 6 "$(grep -m 1 'tatara: error: ' "$log" || echo "see $log"); nothing was ever saved: not tried again"
+        if [[ $status =~ ^(6|126|127)$ && $(newest_step) -eq 0 ]]; then
+            finish "$status" "$reason; nothing was ever saved: not tried again"
         fi
 
         [[ $(newest_step) -eq $before_step ]] || tries=0

@@ -5,10 +5,12 @@
 if(NOT TATARA_SANITIZE)
   tatara_ctest(lint_batch LABEL lint TIMEOUT 120 COMMAND ${CMAKE_CURRENT_LIST_DIR}/lint_batch.sh ${CMAKE_SOURCE_DIR})
   set(SLURM_ARGUMENTS --tatara $<TARGET_FILE:tatara> --mpirun ${TATARA_MPIRUN_LINE} --data ${TATARA_CORPUS})
-  tatara_ctest(test_batch LABEL unit TIMEOUT 400 COMMAND /usr/bin/python3 ${CMAKE_CURRENT_LIST_DIR}/test_batch.py
-    ${SLURM_ARGUMENTS})
+  foreach(name test_batch test_launchers)
+    tatara_ctest(${name} LABEL unit TIMEOUT 400 COMMAND /usr/bin/python3 ${CMAKE_CURRENT_LIST_DIR}/${name}.py
+      ${SLURM_ARGUMENTS})
+  endforeach()
   tatara_ctest(test_slurm LABEL slurm TIMEOUT 600 RANKS 4 COMMAND /usr/bin/python3
     ${CMAKE_CURRENT_LIST_DIR}/test_slurm.py ${SLURM_ARGUMENTS})
   set_tests_properties(test_slurm PROPERTIES SKIP_RETURN_CODE 77)
-  set_tests_properties(test_batch test_slurm PROPERTIES FIXTURES_REQUIRED ${TATARA_TEST_PREFIX}corpus)
+  set_tests_properties(test_batch test_launchers test_slurm PROPERTIES FIXTURES_REQUIRED ${TATARA_TEST_PREFIX}corpus)
 endif()

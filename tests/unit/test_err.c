@@ -4,8 +4,10 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -118,11 +120,31 @@ static void test_names(void **state)
     assert_string_equal(err_name(1234), "?");
 }
 
+/* The file has the status of the process that ended first. */
+static void test_leave_status(void **state)
+{
+    (void)state;
+    char path[] = "/tmp/tatara-test-err-XXXXXX", text[16] = "";
+    const int file = mkstemp(path);
+    assert_true(file >= 0 && close(file) == 0 && unlink(path) == 0);
+    err_leave_status(ERR_DATA); /* nowhere to leave it */
+    assert_int_equal(setenv("TATARA_STATUS_FILE", path, 1), 0);
+    err_leave_status(ERR_STOPPED);
+    err_leave_status(ERR_COMM);
+    FILE *left = fopen(path, "r");
+    assert_non_null(left);
+    assert_non_null(fgets(text, sizeof text, left));
+    assert_string_equal(text, "11\n");
+    assert_int_equal(fclose(left), 0);
+    assert_int_equal(unlink(path), 0);
+    assert_int_equal(unsetenv("TATARA_STATUS_FILE"), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_try),    cmocka_unit_test(test_long_message), cmocka_unit_test(test_between_threads),
-        cmocka_unit_test(test_shared), cmocka_unit_test(test_names),
+        cmocka_unit_test(test_shared), cmocka_unit_test(test_names),        cmocka_unit_test(test_leave_status),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
