@@ -84,6 +84,14 @@ int config_compare(const struct config *before, const struct config *now,
 int config_check_allowed(const struct config *cfg);
 /* Whether run.allow_changes names this key. */
 bool config_allows(const struct config *cfg, const char *name);
+/* A comment for an option. */
+struct config_note {
+    const char *option; /* "optim.lr" */
+    char text[400];
+};
+/* The options that differ from their defaults and those that have a note, as YAML for a person to change, each note as a
+ * comment beside its value. The caller frees *text. */
+int config_to_noted_yaml(const struct config *cfg, const struct config_note *note, int notes, char **text);
 /* Prints the effective configuration compactly, a paragraph a section, in the form of key=value words. */
 void config_print(FILE *file, const struct config *cfg);
 /* One log_warn for each hyper-parameter outside the range of known training recipes, saying the range and who used it.

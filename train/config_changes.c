@@ -7,19 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* The option's value as YAML; the caller frees it. NULL: no memory. */
-static char *value_text(const struct option *option, const struct config *cfg)
-{
-    char *text = NULL;
-    size_t bytes = 0;
-    FILE *file = open_memstream(&text, &bytes);
-    if (file == NULL) return NULL;
-    option_write(file, option, cfg);
-    if (fclose(file) == 0) return text;
-    free(text);
-    return NULL;
-}
-
 int config_compare(const struct config *before, const struct config *now,
                    int (*each)(void *context, const struct config_difference *difference), void *context)
 {
@@ -27,7 +14,7 @@ int config_compare(const struct config *before, const struct config *now,
     for (int i = 0; i < OPTION_COUNT && rc == 0; i++) {
         const struct option *option = option_at(i);
         char name[OPTION_NAME_MAX];
-        char *old = value_text(option, before), *new = value_text(option, now);
+        char *old = option_text(option, before), *new = option_text(option, now);
         option_name(option, name);
         if (old == NULL || new == NULL) {
             rc = err_raise(ERR_SYSTEM, __FILE__, __LINE__, "no memory to compare the configurations");

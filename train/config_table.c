@@ -196,6 +196,18 @@ void option_write(FILE *file, const struct option *option, const struct config *
     }
 }
 
+char *option_text(const struct option *option, const struct config *cfg)
+{
+    char *text = NULL;
+    size_t bytes = 0;
+    FILE *file = open_memstream(&text, &bytes);
+    if (file == NULL) return NULL;
+    option_write(file, option, cfg);
+    if (fclose(file) == 0) return text;
+    free(text);
+    return NULL;
+}
+
 void option_allowed(const struct option *option, char allowed[OPTION_ALLOWED_MAX])
 {
     const char *of = option->unit[0] ? " of " : "";

@@ -71,5 +71,7 @@ bool choice_word(const struct option *option, int i, char word[OPTION_NAME_MAX])
 void option_allowed(const struct option *option, char allowed[OPTION_ALLOWED_MAX]);
 /* Writes the option's value as a YAML scalar, or as a flow sequence for DATASETS; it reads back to the same bits. */
 void option_write(FILE *file, const struct option *option, const struct config *cfg);
+/* The same in memory; the caller frees it. NULL: no memory. */
+char *option_text(const struct option *option, const struct config *cfg);
 
 #endif

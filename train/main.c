@@ -18,6 +18,7 @@ static const struct command {
     const char *help;
 } commands[] = {
     {"prepare", prepare_command, true, "turn text into token shards"},
+    {"init", init_command, false, "write a first configuration, fitted to shards, tokenizer and machine"},
     {"train", run_command, true, "train a model, or go on training it"},
     {"sample", sample_command, false, "continue prompts with a trained model"},
     {"plan", plan_command, false, "parameters and memory of a configuration, without running it"},

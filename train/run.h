@@ -15,6 +15,8 @@ extern const char run_version[];
 /* `tatara train`: trains until the last step, run.stop_at or a request to stop, saving and resuming as configured. argv
  * after "train". Collective. */
 int run_command(struct comm *comm, int argc, char **argv);
+/* `tatara init`: writes a commented configuration for shards, tokenizer and machine. One rank. */
+int init_command(struct comm *comm, int argc, char **argv);
 /* `tatara plan`: prints parameters and bytes per rank. One rank. */
 int plan_command(struct comm *comm, int argc, char **argv);
 /* `tatara sample`: continues prompts with a checkpoint's model. One rank. */
