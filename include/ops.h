@@ -197,7 +197,7 @@ void device_close(struct device *dev);
 /* Sets what multiplies from here on; PRODUCT_AUTO after device_open. What was packed before is void. ERR_UNSUPPORTED where
  * the build has no library, and for PRODUCT_PORTABLE on a GPU, where all else changes nothing. */
 int device_choose_product(struct device *dev, enum product_choice choice);
-/* What the program would tell a person: "CPU, AMX bf16, 2 threads". Written into text. */
+/* What the program would tell a person: "CPU, oneDNN 2.6.3, AMX bf16, 2 threads". Written into text. */
 void device_describe(struct device *dev, char *text, size_t text_bytes);
 
 #define OP(name, params, args) int op_##name(struct device *dev, OP_UNPAREN params);

@@ -33,7 +33,7 @@ static inline void *cpu_slice(const struct device *dev, int thread)
 /* product.c */
 int cpu_products_open(struct product_table **products, int threads, enum product_choice choice);
 void cpu_products_close(struct product_table *table);
-/* What multiplies: "AMX bf16", "AVX-512", …, "portable product". */
+/* What multiplies: "oneDNN 2.6.3, AMX bf16", …, "portable product". */
 const char *cpu_products_name(const struct product_table *table);
 
 /* matmul.c */

@@ -9,6 +9,8 @@
  * Pure functions on the caller's memory; any thread. */
 #include "product.h"
 
+#include <stdio.h>
+
 /* Of C, in registers. They divide a tile's padding. */
 #ifdef __AVX512F__
 enum { BLOCK_ROWS = 8, BLOCK_COLS = 32 };
@@ -48,7 +50,7 @@ static int portable_run(const struct product_table *table, int thread, void *scr
 
 int product_portable_open(struct product_table *table)
 {
-    table->name = "portable product";
+    snprintf(table->name, sizeof table->name, "portable product");
     table->tile_dtype[DT_F32] = table->tile_dtype[DT_BF16] = DT_F32;
     table->panel[DT_F32] = BLOCK_COLS;
     table->run = portable_run;

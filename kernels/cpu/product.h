@@ -7,7 +7,7 @@
 /* Filled by product_library_open or product_portable_open, and fixed until it is closed. */
 struct product_table {
     int threads;                     /* that may run products at once */
-    const char *name;                /* what multiplies, for people */
+    char name[64];                   /* what multiplies, for people */
     enum dtype tile_dtype[DT_COUNT]; /* of f32 and of bf16 matrices */
     int64_t panel[DT_COUNT];         /* columns of a panel of B, by the type of the tile; 0: one panel holds all */
     /* As tile_product_prepare and tile_product_run; scratch has TILE_SCRATCH_BYTES. prepare may be NULL: there is nothing

@@ -41,6 +41,13 @@ log:        {{every: 1}}
 GPT2 = ["model.arch=gpt2", "model.kv_heads=4"]
 
 
+def zip_equal(*lists):
+    """zip of lists of one length: zip(strict=True), which Python 3.9 has not."""
+    if len({len(one) for one in lists}) > 1:
+        raise ValueError(f"lists of {[len(one) for one in lists]} entries")
+    return zip(*lists)
+
+
 class Result:
     """A process that has ended."""
 

@@ -51,7 +51,7 @@ class Losses(Emulated):
         return losses
 
     def assertNear(self, losses, others, tolerance):
-        for step, (one, other) in enumerate(zip(losses, others, strict=True), 1):
+        for step, (one, other) in enumerate(lib.zip_equal(losses, others), 1):
             self.assertAlmostEqual(one, other, delta=tolerance, msg=f"step {step}")
 
     def check(self, *words, computes=("fp32", "bf16")):
@@ -63,7 +63,7 @@ class Losses(Emulated):
         # Both devices round to bf16, at nearly the same places: neither is further from fp32 than rounding takes it, so
         # they are at most twice as far from each other. Rounding itself takes it less far than gradients within 2e-2
         # (test_torch) would.
-        tolerance = 2 * max(abs(one - other) for one, other in zip(exact, rounded, strict=True))
+        tolerance = 2 * max(abs(one - other) for one, other in lib.zip_equal(exact, rounded))
         self.assertLess(tolerance, 2e-2 * taken, "training amplifies rounding errors: choose a smaller optim.lr")
         self.assertNear(self.losses("cuda", "bf16", *words), rounded, tolerance)
 
@@ -193,7 +193,7 @@ class Bits(Emulated):
         runs.append(self.run_one("back", *words, device="cpu"))
         for run_dir in runs:
             self.assertEqual(lib.events(run_dir, "resume")[0]["step"], 3)
-            for one, other in zip(lib.losses(runs[0]), lib.losses(run_dir), strict=True):
+            for one, other in lib.zip_equal(lib.losses(runs[0]), lib.losses(run_dir)):
                 self.assertAlmostEqual(one, other, delta=1e-5)
 
 

@@ -39,7 +39,7 @@ class Sample(lib.Case):
         self.assertEqual(len(texts), 1 + len(prompts), result)
         # An empty line stands between one text and the next heading.
         ends = ["\n\n"] * (len(prompts) - 1) + ["\n"]
-        return [text.removesuffix(end) for text, end in zip(texts[1:], ends, strict=True)]
+        return [text.removesuffix(end) for text, end in lib.zip_equal(texts[1:], ends)]
 
     def count_tokens(self, texts):
         """How many tokens the tokenizer makes of each text."""
@@ -62,7 +62,7 @@ class Sample(lib.Case):
         parts = {made: self.sample(prompt, tokens=made)[0] for made in (1, 3, 6, 10, 15, 20)}
         counts = self.count_tokens([prompt, *parts.values()])
         compared = 0
-        for (made, part), count in zip(parts.items(), counts[1:], strict=True):
+        for (made, part), count in lib.zip_equal(parts.items(), counts[1:]):
             self.assertTrue(whole.startswith(part), f"{made} tokens: {part}")
             if count != counts[0] + made:
                 continue  # the tokenizer divides this text in another way than the model did

@@ -141,7 +141,7 @@ int tokenizer_encode(struct tokenizer *tokenizer, const char *text, size_t bytes
     *n = 0;
     return guarded("encoding text", [&]() -> int {
         std::vector<int> ids;
-        const auto status = tokenizer->processor.Encode(std::string_view(text, bytes), &ids);
+        const auto status = tokenizer->processor.Encode(absl::string_view(text, bytes), &ids);
         if (!status.ok()) FAIL(ERR_DATA, "SentencePiece cannot encode the text: %s", status.message());
         const size_t size_bytes = (ids.empty() ? 1 : ids.size()) * sizeof(int32_t);
         auto *out = static_cast<int32_t *>(std::malloc(size_bytes));

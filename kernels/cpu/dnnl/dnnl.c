@@ -12,11 +12,12 @@
  * Threads: the caller's thread makes primitives; OpenMP threads run them, each with its own memory objects, stream and
  * workspace slice, so oneDNN never divides work and results do not depend on the number of threads. */
 #include <omp.h>
-#include <oneapi/dnnl/dnnl.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "../product.h"
 #include "err.h"
+#include "version.h"
 
 #define ROW_SIZES (TILE_ROWS / TILE_PAD_ROWS)
 #define COL_SIZES (TILE_COLS / TILE_PAD_COLS)
@@ -42,35 +43,27 @@ struct dnnl_state {
         if (dnnl_rc_ != 0) FAIL_GOTO(label, ERR_DEVICE, "oneDNN failed with status %d in %s", dnnl_rc_, #call); \
     } while (0)
 
-static dnnl_data_type_t dnnl_type(enum dtype dtype)
-{
-    return dtype == DT_BF16 ? dnnl_bf16 : dnnl_f32;
-}
-
 /* The primitive descriptor of a product. */
 static int describe(dnnl_primitive_desc_t *pd, const struct product_table *table, struct tile_product p)
 {
     int rc = 0;
     const struct dnnl_state *state = table->state;
-    dnnl_memory_desc_t a, b, c;
-    dnnl_matmul_desc_t op;
     dnnl_primitive_attr_t attr = NULL;
     dnnl_post_ops_t post = NULL;
-    const dnnl_dims_t a_dims = {p.m, p.k}, b_dims = {p.k, p.n}, c_dims = {p.m, p.n};
     const dnnl_format_tag_t panels = p.dtype == DT_BF16 ? dnnl_BA16a64b2a : dnnl_BA16a64b;
-    const dnnl_format_tag_t b_tag = table->panel[p.dtype] > 0 ? panels : dnnl_ab;
-    CHECK_DNNL(dnnl_memory_desc_init_by_tag(&a, 2, a_dims, dnnl_type(p.dtype), dnnl_ab), done);
-    CHECK_DNNL(dnnl_memory_desc_init_by_tag(&b, 2, b_dims, dnnl_type(p.dtype), b_tag), done);
-    CHECK_DNNL(dnnl_memory_desc_init_by_tag(&c, 2, c_dims, dnnl_f32, dnnl_ab), done);
-    CHECK_DNNL(dnnl_matmul_desc_init(&op, &a, &b, NULL, &c), done);
+    const struct dnnl_matmul matmul = {.a = {p.m, p.k},
+                                       .b = {p.k, p.n},
+                                       .c = {p.m, p.n},
+                                       .type = p.dtype == DT_BF16 ? dnnl_bf16 : dnnl_f32,
+                                       .b_tag = table->panel[p.dtype] > 0 ? panels : dnnl_ab};
     CHECK_DNNL(dnnl_primitive_attr_create(&attr), done);
     CHECK_DNNL(dnnl_primitive_attr_set_scratchpad_mode(attr, dnnl_scratchpad_mode_user), done);
     if (p.adds) {
         CHECK_DNNL(dnnl_post_ops_create(&post), done);
-        CHECK_DNNL(dnnl_post_ops_append_sum(post, 1.0F), done);
+        CHECK_DNNL(append_sum(post), done);
         CHECK_DNNL(dnnl_primitive_attr_set_post_ops(attr, post), done);
     }
-    CHECK_DNNL(dnnl_primitive_desc_create(pd, &op, attr, state->engine, NULL), done);
+    CHECK_DNNL(describe_matmul(pd, state->engine, &matmul, attr), done);
 done:
     if (post) dnnl_post_ops_destroy(post);
     if (attr) dnnl_primitive_attr_destroy(attr);
@@ -183,22 +176,19 @@ static void dnnl_close(struct product_table *table)
 /* The best instructions that oneDNN uses here. */
 static const char *isa_name(void)
 {
-    switch (dnnl_get_effective_cpu_isa()) {
-    case dnnl_cpu_isa_avx512_core_amx:
-        return "AMX bf16";
-    case dnnl_cpu_isa_avx512_core_bf16:
-        return "AVX-512 bf16";
-    case dnnl_cpu_isa_avx512_core_vnni:
-    case dnnl_cpu_isa_avx512_core:
-        return "AVX-512";
-    case dnnl_cpu_isa_avx2_vnni:
-    case dnnl_cpu_isa_avx2:
-        return "AVX2";
-    case dnnl_cpu_isa_avx:
-        return "AVX";
-    default:
-        return "no AVX";
-    }
+    static const struct {
+        dnnl_cpu_isa_t isa; /* all of its bits are set where it is used */
+        const char *name;
+    } names[] = {{dnnl_cpu_isa_avx512_core_amx, "AMX bf16"},
+                 {dnnl_cpu_isa_avx512_core_bf16, "AVX-512 bf16"},
+                 {dnnl_cpu_isa_avx512_core, "AVX-512"},
+                 {dnnl_cpu_isa_avx2, "AVX2"},
+                 {dnnl_cpu_isa_avx, "AVX"},
+                 {dnnl_cpu_isa_sse41, "no AVX"}};
+    const unsigned isa = (unsigned)dnnl_get_effective_cpu_isa();
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if ((isa & (unsigned)names[i].isa) == (unsigned)names[i].isa) return names[i].name;
+    return "its own choice of instructions"; /* of other makes of CPU it does not tell */
 }
 
 bool product_library_built(void)
@@ -215,7 +205,9 @@ int product_library_open(struct product_table *table)
     table->close = dnnl_close;
     table->prepare = dnnl_prepare;
     table->run = dnnl_run;
-    table->name = isa_name();
+    const dnnl_version_t *version = dnnl_version();
+    snprintf(table->name, sizeof table->name, "oneDNN %d.%d.%d, %s", version->major, version->minor, version->patch,
+             isa_name());
     state->stream = calloc((size_t)table->threads, sizeof(dnnl_stream_t));
     if (!state->stream) FAIL(ERR_SYSTEM, "no memory for the streams of %d threads", table->threads);
     CHECK_DNNL(dnnl_engine_create(&state->engine, dnnl_cpu, 0), done);
