@@ -15,7 +15,7 @@ build=(
     libyaml-dev libjansson-dev libzstd-dev zlib1g-dev libxxhash-dev
 )
 # scripts/test.sh: tests, and the tools that read the sources.
-test=(libcmocka-dev libboost-context-dev sentencepiece python3 python3-h5py python3-numpy hdf5-tools clang-tidy
+test=(libcmocka-dev libboost-context-dev sentencepiece python3 python3-h5py python3-numpy hdf5-tools jq clang-tidy
     clang-format libomp-dev cppcheck shellcheck)
 # A Slurm cluster on this machine, for tests/slurm.
 slurm=(slurm-wlm slurmctld slurmd slurm-client munge)

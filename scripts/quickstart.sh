@@ -2,12 +2,21 @@
 # From nothing to a small Japanese language model, in a few minutes on a laptop: packages, build, corpus, tokenizer,
 # token shards, training on 2 MPI ranks with a stop and a resume, loss curve, text sampled from the model.
 #
-#   scripts/quickstart.sh
+#   scripts/quickstart.sh [--help]
+#
+# Takes some minutes on two cores and about 1 GB of disk. Installs, as root, the Debian packages that are missing
+# (scripts/install.sh --list build quickstart); without root it prints the one line that installs them. Downloads four
+# packages of Japanese documentation for their text, and nothing else.
 #
 # What it makes lies in quickstart/ and runs/quickstart/. Steps whose product is there are skipped, so it may be stopped
 # and started again at any point; `rm -r quickstart runs/quickstart` starts afresh.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+if [[ $# -gt 0 ]]; then
+    sed -n '2,/^[^#]/ s/^# \{0,1\}//p' scripts/quickstart.sh
+    [[ $# -eq 1 && $1 == --help ]]
+    exit
+fi
 
 out=quickstart
 run=runs/quickstart
@@ -162,6 +171,8 @@ draw_curve
 step "9/9 Text from the model"
 sample
 
+root=''
+[[ $(id -u) -ne 0 ]] || root=' --allow-run-as-root'
 minutes=$(((SECONDS - started) / 60)) seconds=$(((SECONDS - started) % 60))
 loss=$(jq -r 'select(.event == "evaluation").loss' $run/metrics.jsonl | tail -n 1)
 step "Done in $minutes min $seconds s"
@@ -179,6 +190,6 @@ $(unigram_entropy); a trained model's lead over that is what it learnt of the la
 To try next:
   build/tatara sample --ckpt $checkpoint --prompt 'インターネット' --temperature 0.9
   build/tatara train --help-config                              every option of a run
-  mpirun -n 2 build/tatara train $config run.dir=runs/longer run.steps=2000
+  mpirun -n 2 --bind-to none$root build/tatara train $config run.dir=runs/longer run.steps=2000
   README.md, "A first run of your own"                          with your own text
 EOF

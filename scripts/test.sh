@@ -3,9 +3,27 @@
 # again under the address and undefined-behaviour sanitizers, the CUDA backend on an emulated GPU, and the tools that read
 # the sources. Where nvcc is, kernels/cuda is compiled for GPUs too, and what each kernel takes is printed last.
 #
-#   scripts/test.sh [ctest options]        for example: scripts/test.sh -L unit
+#   scripts/test.sh [--all] [ctest options]        for example: scripts/test.sh -L unit
+#
+#   --all     also the tests labelled long, which take hours
+#   --help    this text
+#
+# Takes about 20 minutes on two cores, and 1 GB of disk for build/test and build/asan. Installs, as root, the Debian
+# packages that are missing (scripts/install.sh --list build test slurm; 1.5 GB when none is there); without root it prints
+# the one line that installs them. Ends with ctest's summary and the reason of each test that was skipped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+long=(--label-exclude '^long$')
+case ${1:-} in
+--all)
+    long=()
+    shift
+    ;;
+--help)
+    sed -n '2,/^[^#]/ s/^# \{0,1\}//p' scripts/test.sh
+    exit
+    ;;
+esac
 
 scripts/install.sh build test slurm
 
@@ -26,9 +44,13 @@ configure build/asan -DTATARA_SANITIZE=ON
 configure build/test -DTATARA_WERROR=ON -DTATARA_SANITIZED_BUILD="$PWD/build/asan"
 cmake --build build/test
 cmake --build build/asan
-test=(ctest --test-dir build/test --output-on-failure --parallel "$(nproc)")
+test=(ctest --test-dir build/test --output-on-failure --test-output-size-passed 1000000 --parallel "$(nproc)" "${long[@]}")
 table=build/test/nvcc_build.txt # written by the test nvcc_build, and shown before the summary of all others
 rm -f $table
-"${test[@]}" --no-tests=ignore --tests-regex '^nvcc_build$' "$@"
+results=("$PWD/build/test/nvcc_build.xml" "$PWD/build/test/results.xml")
+"${test[@]}" --output-junit "${results[0]}" --no-tests=ignore --tests-regex '^nvcc_build$' "$@"
 [[ ! -e $table ]] || cat $table
-"${test[@]}" --no-tests=error --exclude-regex '^nvcc_build$' "$@"
+status=0
+"${test[@]}" --output-junit "${results[1]}" --no-tests=error --exclude-regex '^nvcc_build$' "$@" || status=$?
+/usr/bin/python3 tests/skipped.py "${results[@]}"
+exit $status

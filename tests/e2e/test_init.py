@@ -1,6 +1,7 @@
 """`tatara init`: what it writes is planned and trained without a warning, whatever the size of data and vocabulary; what
 cannot be fitted is refused with the reason and the remedy."""
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -92,8 +93,12 @@ class Init(lib.Case):
                 self.assertGreater(trained, 2 * min(tokens, 5 * parameters) - step)
 
     def test_whole_run(self):
-        self.init("--tokenizer", lib.tokenizer(), "--valid", lib.valid_shards(), lib.train_shards())
+        result = self.init("--tokenizer", lib.tokenizer(), "--valid", lib.valid_shards(), lib.train_shards())
         _, values = self.check_run(2)
+        program = str(lib.options.tatara)
+        as_root = "--allow-run-as-root " if os.geteuid() == 0 else ""
+        self.assertIn(f"{program} plan {self.out} ranks=", result.stdout)
+        self.assertIn(f"{as_root}{program} train {self.out}\n", result.stdout)
         losses = lib.losses(self.dir / "run")
         self.assertEqual(len(losses), int(values["run.steps"]))
         self.assertLess(losses[-1], 0.5 * losses[0])

@@ -37,7 +37,7 @@ def quick(test):
 
 
 def slow(test):
-    return unittest.skipUnless(ALL, "run by hand, with --all")(test)
+    return unittest.skipUnless(ALL, "with scripts/test.sh --all only")(test)
 
 
 class Jobs(lib.Case):
