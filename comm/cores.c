@@ -48,6 +48,7 @@ int cores_count(struct comm *comm, MPI_Comm node)
         comm->allowed_cores += allowed[core];
         if (allowed[core]) share += 1.0 / users[core];
     }
+    comm->core_share = share > 0 ? share : 1;
     /* The share of three ranks on two cores is less than one core; a rank still has a thread. */
     comm->cores = share < 1 ? 1 : (int)(share + 1e-6);
     return 0;

@@ -11,7 +11,8 @@
 struct comm {
     int rank, ranks;             /* in the data-parallel group: all ranks, for now */
     int local_rank, local_ranks; /* among the ranks on this node */
-    int cores; /* this rank's share of the cores it may use: threads that do not oversubscribe the node */
+    int cores;         /* this rank's share of the cores it may use: threads that do not oversubscribe the node */
+    double core_share; /* the same, not rounded: less than 1 where ranks share a core */
     int allowed_cores, node_cores; /* cores that the launcher lets it use; cores of the node */
     int node;                      /* the lowest rank on this node */
     struct comm_state *state;

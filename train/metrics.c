@@ -30,14 +30,11 @@ size_t metrics_peak_rss_bytes(void)
 }
 
 int metrics_open(struct metrics *metrics, struct comm *comm, const struct config *cfg, double flops_per_token,
-                 double peak_flops)
+                 const struct peak *peak)
 {
     char path[CONFIG_TEXT_MAX + 32];
-    *metrics = (struct metrics){.cfg = cfg,
-                                .ranks = comm->ranks,
-                                .flops_per_token = flops_per_token,
-                                .peak_flops = peak_flops,
-                                .mark_s = now_s()};
+    *metrics = (struct metrics){
+        .cfg = cfg, .ranks = comm->ranks, .flops_per_token = flops_per_token, .peak = *peak, .mark_s = now_s()};
     if (comm->rank != 0) return 0;
     metrics->rank_s = calloc(2 * (size_t)comm->ranks, sizeof *metrics->rank_s);
     if (!metrics->rank_s) FAIL(ERR_SYSTEM, "no memory for the times of %d ranks", comm->ranks);
@@ -137,15 +134,16 @@ static int find_slow(struct metrics *metrics, struct comm *comm, double own_s)
     return 0;
 }
 
-static void print_progress(const struct metrics *metrics, int64_t step, const struct step_report *report,
+static void print_progress(struct metrics *metrics, int64_t step, const struct step_report *report,
                            double tokens_per_s, double interval_s)
 {
     const struct config *cfg = metrics->cfg;
     char left[FORMAT_MAX];
+    const double share = peak_share(&metrics->peak, tokens_per_s * metrics->flops_per_token, cfg->run.dir);
     format_duration(left, interval_s / (double)metrics->steps * (double)(cfg->run.steps - step));
     printf("step %lld/%lld  loss %.4f  lr %.2e  grad norm %.3f  %.0f tokens/s  %.0f%% of matmul peak  %s left",
            (long long)step, (long long)cfg->run.steps, report->loss, report->lr, report->grad_norm, tokens_per_s,
-           100 * tokens_per_s * metrics->flops_per_token / metrics->peak_flops, left);
+           100 * share, left);
     if (metrics->slow_intervals >= SLOW_INTERVALS) {
         printf("  rank %d is slow: %.3g s a micro-batch on its own, the median %.3g s", metrics->slow_rank,
                metrics->rank_s[metrics->slow_rank], metrics->rank_s[metrics->ranks + (metrics->ranks - 1) / 2]);

@@ -5,6 +5,7 @@
 
 #include "comm.h"
 #include "config.h"
+#include "peak.h"
 #include "step.h"
 
 struct metrics {
@@ -12,7 +13,7 @@ struct metrics {
     void *file;   /* FILE of metrics.jsonl, on rank 0 */
     bool failing; /* the last line could not be written */
     double flops_per_token;
-    double peak_flops;        /* measured rate of a large matrix product, all ranks together */
+    struct peak peak;         /* what the rate is compared with */
     double mark_s;            /* start of the interval */
     int64_t steps;            /* in the interval */
     struct step_report total; /* times summed over the interval */
@@ -24,7 +25,7 @@ struct metrics {
 
 /* Opens run_dir/metrics.jsonl to append. Rank 0's outcome holds for all. Collective. */
 int metrics_open(struct metrics *metrics, struct comm *comm, const struct config *cfg, double flops_per_token,
-                 double peak_flops);
+                 const struct peak *peak);
 void metrics_close(struct metrics *metrics);
 /* One line for an event that is not a step: start, resume, checkpoint, evaluation, end. values: a jansson object of
  * further fields, or NULL; always consumed. Rank 0 only; others return 0. */

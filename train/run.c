@@ -22,8 +22,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define RATE_TRIES 5
-
 const char run_version[] = TATARA_VERSION " (" TATARA_COMMIT ")";
 
 struct run {
@@ -226,24 +224,6 @@ static int choose_attention(struct run *run)
     return 0;
 }
 
-/* The rate of the model's largest matrix product, all ranks together, in FLOP/s: what progress is compared with. */
-static int measure_peak(struct run *run, double *flops)
-{
-    struct model *m = &run->step.model;
-    double best = 0;
-    const struct tensor x = tensor_rows(m->nf, 0, m->chunk);
-    for (int i = 0; i < RATE_TRIES; i++) {
-        const double begin = now_s();
-        TRY(op_matmul(&run->dev, m->logits, x, m->head.w, m->head.pack_fwd, TENSOR_NONE, MATMUL_TB));
-        TRY(run->dev.table->sync(&run->dev));
-        const double rate =
-            2.0 * (double)m->chunk * (double)m->vocab_size * (double)m->cfg.hidden / (now_s() - begin);
-        best = rate > best ? rate : best;
-    }
-    *flops = best;
-    return comm_sum_f64(run->comm, flops, 1);
-}
-
 /* By rank 0. */
 static int save_config(struct run *run)
 {
@@ -266,19 +246,20 @@ done:
 
 static int open_metrics(struct run *run)
 {
-    double peak_flops = 0;
-    TRY(measure_peak(run, &peak_flops));
+    struct peak peak;
+    TRY(peak_open(&peak, &run->step, run->cfg->run.dir));
     TRY(comm_agree(run->comm, metrics_open(&run->metrics, run->comm, run->cfg,
-                                           model_flops_per_token(&run->cfg->model, run->vocab_size), peak_flops)));
+                                           model_flops_per_token(&run->cfg->model, run->vocab_size), &peak)));
     if (run->comm->rank != 0) return 0;
-    log_info("matmul: %.0f GFLOP/s measured, all ranks together", peak_flops / 1e9);
+    log_info("matmul: %.0f GFLOP/s, all ranks together, measured %s", peak.flops / 1e9,
+             peak.kept ? "by an earlier start of this run" : "with the model's largest product");
     /* On a GPU the arena is its memory, and what MPI takes is the host's. */
     const size_t comm_bytes = run->dev.kind == DEVICE_CPU ? comm_buffer_bytes(run->comm) : 0;
     return metrics_event(&run->metrics, run->done > 0 ? "resume" : "start", run->done,
                          json_pack("{s:i, s:I, s:I, s:I, s:I, s:f}", "ranks", run->comm->ranks, "parameters",
                                    (json_int_t)run->step.params.elems, "arena_bytes", (json_int_t)run->arena.size,
                                    "planned_bytes", (json_int_t)(run->arena.size + comm_bytes), "base_rss_bytes",
-                                   (json_int_t)run->base_bytes, "matmul_flops", peak_flops));
+                                   (json_int_t)run->base_bytes, "matmul_flops", peak.flops));
 }
 
 /* A phase that may read or write files: it ends the run when it stands still for run.hang_timeout_s. */

@@ -1,4 +1,6 @@
 """What a person reads and writes: streams, paths, names of checkpoints, the lines of metrics.jsonl."""
+import json
+import re
 import shutil
 import time
 
@@ -24,6 +26,50 @@ class Streams(lib.Case):
         times = [line["time"] for line in lib.metrics(run_dir) if line.get("event") != "evaluation"]
         self.assertEqual(times, sorted(times))
         self.assertTrue(began - 1 < times[0] and times[-1] < time.time() + 1, times)
+
+
+class Peak(lib.Case):
+    """What the share of the matmul peak refers to is measured once and kept with the run."""
+
+    WORDS = ["precision.compute=fp32", "run.threads=1"]
+
+    def shares(self, result):
+        return [int(share) for share in re.findall(r"  (\d+)% of matmul peak", result.stdout)]
+
+    def test_kept(self):
+        config, run_dir = self.config()
+        said = []
+        for stop_at in (5, 10):
+            result = lib.tatara(["train", config, *self.WORDS, f"run.stop_at={stop_at}"])
+            self.assertEqual(result.status, 0, result)
+            self.assertEqual(len(self.shares(result)), 5, result)
+            self.assertLessEqual(max(self.shares(result)), 100)
+            said.append(re.search(r"matmul: .* measured (.*)", result.stderr).group(1))
+        self.assertEqual(said, ["with the model's largest product", "by an earlier start of this run"])
+        (kind, rate), = json.loads((run_dir / "matmul.json").read_text()).items()
+        self.assertIn("1 ranks, 1 on a node", kind)
+        self.assertEqual([event["matmul_flops"] for event in lib.events(run_dir, "resume")], [rate])
+        # Another number of ranks is another machine; bits do not depend on who measured.
+        result = lib.tatara(["train", config, *self.WORDS], ranks=2)
+        self.assertEqual(result.status, 0, result)
+        self.assertEqual(len(json.loads((run_dir / "matmul.json").read_text())), 2)
+        self.assertSameWeights(self.train("straight", *self.WORDS) / "step-00000020", run_dir / "step-00000020")
+
+    def test_too_slow(self):
+        """A rate that steps surpass, as of a machine that was busy then, is said once, and raised; no share is above 100%."""
+        config, run_dir = self.config()
+        self.assertEqual(lib.tatara(["train", config, *self.WORDS, "run.stop_at=1"]).status, 0)
+        path = run_dir / "matmul.json"
+        kind, = json.loads(path.read_text())
+        for text in (json.dumps({kind: 1000.0}), "{", "[]"):
+            path.write_text(text)
+            result = lib.tatara(["train", config, *self.WORDS, "run.stop_at=4"])
+            self.assertEqual(result.status, 0, result)
+            shutil.rmtree(run_dir / "step-00000004")
+            slow = text.startswith('{"')
+            self.assertEqual(result.stderr.count("busy then, or slower"), slow, result)
+            self.assertEqual(max(self.shares(result)) == 100, slow, result)
+            self.assertGreater(json.loads(path.read_text())[kind], 1e6)
 
 
 class Paths(lib.Case):
