@@ -15,10 +15,11 @@
 #   --site FILE           sourced by the job first: module load, MPI settings of the site
 #   --dry-run             check, and print what would be submitted
 #
-# Checks that `tatara plan` takes the configuration and that the run's folder has space for its checkpoints. Then writes
-# the job script into RUN/logs, submits it and prints the job's id and where its output goes. A job that reaches its time
-# limit is queued again until the run is finished; the jobs of a chain leave that to the next of them, and once the run is
-# finished those that are left end at once. What a job does is described in scripts/batch/common.sh.
+# Checks that `tatara plan` takes the configuration, the tokenizer and the shards, else ends with its status, and that the
+# run's folder has space for its checkpoints. Then writes the job script into RUN/logs, submits it and prints the job's id
+# and where its output goes. A job that reaches its time limit is queued again until the run is finished; the jobs of a
+# chain leave that to the next of them, and once the run is finished those that are left end at once. What a job does is
+# described in scripts/batch/common.sh.
 set -euo pipefail
 export LC_ALL=C
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -97,8 +98,11 @@ config=$(realpath "$config")
 # shellcheck source=scripts/batch/common.sh
 . "$root/scripts/batch/common.sh"
 
-plan=$("$program" plan "$config" "ranks=$((nodes * ranks_per_node))" ${words[@]+"${words[@]}"}) ||
-    fail "tatara plan refuses the configuration; nothing was submitted"
+plan=$("$program" plan "$config" "ranks=$((nodes * ranks_per_node))" ${words[@]+"${words[@]}"}) || {
+    status=$?
+    echo "scripts/submit.sh: error: tatara plan refuses the configuration, as training would; nothing was submitted" >&2
+    exit "$status"
+}
 echo "$plan"
 echo
 run_dir=$(plan_value run.dir) need=$(plan_value checkpoints.bytes) checkpoints=$(plan_value checkpoints)

@@ -2,16 +2,20 @@
 #include "plan.h"
 
 #include "config.h"
+#include "data/loader.h"
 #include "data/tokenizer.h"
 #include "err.h"
+#include "path.h"
 #include "run.h"
 #include "state.h"
 #include "step.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #define MIB 1048576.0
 
@@ -60,6 +64,63 @@ static int64_t tokenizer_bytes(const struct config *cfg)
     return stat(cfg->data.tokenizer, &st) == 0 ? (int64_t)st.st_size : 0;
 }
 
+/* The run's files that are on this machine, and what they say. */
+struct inputs {
+    struct config *here; /* the configuration without the files that are not */
+    struct tokenizer *tokenizer;
+    struct loader *train, *valid;
+    int64_t vocab_size;
+};
+
+static bool is_here(const char *option, const char *path)
+{
+    char whole[PATH_WHOLE_MAX];
+    if (access(path, F_OK) == 0 || (errno != ENOENT && errno != ENOTDIR)) return true;
+    printf("not checked     %s %s: it is not on this machine\n", option, path_whole(whole, path));
+    return false;
+}
+
+static void keep_datasets_here(struct dataset_list *list, const char *option)
+{
+    int n = 0;
+    for (int i = 0; i < list->n; i++)
+        if (is_here(option, list->entry[i].path)) list->entry[n++] = list->entry[i];
+    list->n = n;
+}
+
+/* Refuses what training would refuse of the configuration, the tokenizer and the shards, as far as they are here. */
+static int open_inputs(struct inputs *in, const struct config *cfg, int ranks)
+{
+    uint64_t id = 0;
+    in->vocab_size = cfg->model.vocab_size;
+    in->here = malloc(sizeof *in->here);
+    if (!in->here) FAIL(ERR_SYSTEM, "out of memory for the configuration");
+    *in->here = *cfg;
+    const char *model = cfg->data.tokenizer;
+    /* Without vocab_size there is no plan without the tokenizer, and without either no configuration. */
+    if (in->vocab_size == 0 || (model[0] != '\0' && is_here("data.tokenizer", model))) {
+        TRY(tokenizer_open(&in->tokenizer, model));
+        TRY(run_vocab(cfg, in->tokenizer, &in->vocab_size));
+        id = tokenizer_id(in->tokenizer);
+    }
+    keep_datasets_here(&in->here->data.train, "data.train");
+    keep_datasets_here(&in->here->data.valid, "data.valid");
+    TRY(run_open_loaders(in->here, 0, ranks, in->vocab_size, id, &in->train, &in->valid));
+    if (in->train && in->here->data.train.n == cfg->data.train.n) {
+        printf("data            %lld tokens, read %.2f times\n", (long long)loader_tokens(in->train),
+               (double)cfg->run.steps * (double)cfg->batch.global / (double)loader_sequences(in->train));
+    }
+    return 0;
+}
+
+static void close_inputs(struct inputs *in)
+{
+    loader_close(in->valid);
+    loader_close(in->train);
+    tokenizer_close(in->tokenizer);
+    free(in->here);
+}
+
 static int print_plan(const struct config *cfg, int64_t vocab_size, int ranks, struct device *dev)
 {
     struct comm comm = {.ranks = ranks, .local_ranks = ranks, .cores = 1};
@@ -94,17 +155,26 @@ static int print_plan(const struct config *cfg, int64_t vocab_size, int ranks, s
     return 0;
 }
 
-/* The device that the run would choose here; a GPU's memory is planned without opening it, on machines without one too. */
+/* The device that the run would choose here, with what is refused of its options; a GPU's memory is planned without opening
+ * it, on machines without one too. */
 static int choose_device(struct device *dev, const struct config *cfg, const struct comm *comm)
 {
+    char why[512];
+    struct comm alone = {.ranks = 1};
+    struct attention_case unknown = {.sequences = 1};
     const struct device_table *cuda = cuda_backend();
+    enum attention_choice attention = (enum attention_choice)cfg->top.attention;
     const int threads = cfg->run.threads > 0 ? (int)cfg->run.threads : comm->cores;
     const bool gpu = cfg->top.device == CHOOSE_CUDA || (cfg->top.device == CHOOSE_AUTO && cuda && cuda->count() > 0);
-    if (!gpu || !cuda) {
+    if (gpu && cuda) {
+        *dev = (struct device){.kind = DEVICE_CUDA, .table = cuda, .threads = threads};
+    } else {
         TRY(device_open(dev, gpu ? DEVICE_CUDA : DEVICE_CPU, 0, threads));
-        return device_choose_product(dev, (enum product_choice)cfg->precision.product);
+        TRY(device_choose_product(dev, (enum product_choice)cfg->precision.product));
+        TRY(dev->table->choose_attention(dev, &unknown, &attention, why, sizeof why));
     }
-    *dev = (struct device){.kind = DEVICE_CUDA, .table = cuda, .threads = threads};
+    TRY(comm_open_transport(&alone, dev, (enum comm_choice)cfg->top.comm, 0));
+    comm_close_transport(&alone);
     return 0;
 }
 
@@ -114,8 +184,12 @@ static void usage(void)
          "\n"
          "Prints the number of parameters and the memory that each of N data-parallel ranks (default 1) will take, "
          "from\n"
-         "the code that takes it; trains nothing and needs no data. The tokenizer is read only when model.vocab_size "
-         "is 0.\n"
+         "the code that takes it; trains nothing. What `tatara train` would refuse of the configuration, the "
+         "tokenizer "
+         "and\n"
+         "the shards is refused here, with the same words and exit status. Files that are not on this machine are "
+         "not\n"
+         "needed, and named as not checked; the tokenizer is, where model.vocab_size is 0.\n"
          "\n"
          "The last lines are for scripts, each NAME=VALUE:\n"
          "  run.dir            the run's folder, as the configuration has it\n"
@@ -131,8 +205,7 @@ int plan_command(struct comm *comm, int argc, char **argv)
 {
     int rc = 0;
     long ranks = 1;
-    int64_t vocab_size = 0;
-    struct tokenizer *tokenizer = NULL;
+    struct inputs in = {.vocab_size = 0};
     struct device dev = {.kind = DEVICE_CPU};
     struct config *cfg = NULL;
     char **words = NULL;
@@ -157,16 +230,13 @@ int plan_command(struct comm *comm, int argc, char **argv)
         }
     }
     TRY_GOTO(config_load(cfg, argv[0], n, words), done);
-    vocab_size = cfg->model.vocab_size;
-    if (vocab_size == 0) { /* then config_check has seen a tokenizer */
-        TRY_GOTO(tokenizer_open(&tokenizer, cfg->data.tokenizer), done);
-        TRY_GOTO(run_vocab(cfg, tokenizer, &vocab_size), done);
-    }
+    TRY_GOTO(config_check_for_training(cfg), done);
     TRY_GOTO(choose_device(&dev, cfg, comm), done);
-    TRY_GOTO(print_plan(cfg, vocab_size, (int)ranks, &dev), done);
+    TRY_GOTO(open_inputs(&in, cfg, (int)ranks), done);
+    TRY_GOTO(print_plan(cfg, in.vocab_size, (int)ranks, &dev), done);
 done:
     if (dev.table) device_close(&dev);
-    tokenizer_close(tokenizer);
+    close_inputs(&in);
     free(words);
     free(cfg);
     return rc;

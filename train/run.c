@@ -99,28 +99,33 @@ done:
     return rc;
 }
 
-/* Data, and what the model needs to know of it. Not collective. */
-static int open_data(struct run *run)
+int run_open_loaders(const struct config *cfg, int rank, int ranks, int64_t vocab_size, uint64_t tokenizer_id,
+                     struct loader **train, struct loader **valid)
 {
-    const struct config *cfg = run->cfg;
     struct loader_options options = {.sets = &cfg->data.train,
                                      .seq_len = cfg->model.seq_len,
                                      .micro = cfg->batch.micro,
                                      .global = cfg->batch.global,
                                      .seed = (uint64_t)cfg->run.seed,
-                                     .rank = run->comm->rank,
-                                     .ranks = run->comm->ranks,
+                                     .rank = rank,
+                                     .ranks = ranks,
                                      .prefetch = (int)cfg->data.prefetch,
-                                     .document_mask = cfg->data.document_mask};
+                                     .document_mask = cfg->data.document_mask,
+                                     .tokenizer_id = tokenizer_id,
+                                     .vocab_size = vocab_size};
+    if (cfg->data.train.n > 0) TRY(loader_open(train, &options));
+    options.sets = &cfg->data.valid;
+    options.sequential = true;
+    return cfg->data.valid.n > 0 ? loader_open(valid, &options) : 0;
+}
+
+/* Data, and what the model needs to know of it. Not collective. */
+static int open_data(struct run *run)
+{
+    const struct config *cfg = run->cfg;
     TRY(open_tokenizer(run));
-    options.tokenizer_id = run->tokenizer_id;
-    options.vocab_size = run->vocab_size;
-    TRY(loader_open(&run->train, &options));
-    if (cfg->data.valid.n > 0) {
-        options.sets = &cfg->data.valid;
-        options.sequential = true;
-        TRY(loader_open(&run->valid, &options));
-    }
+    TRY(run_open_loaders(cfg, run->comm->rank, run->comm->ranks, run->vocab_size, run->tokenizer_id, &run->train,
+                         &run->valid));
     const double epochs = (double)cfg->run.steps * (double)cfg->batch.global / (double)loader_sequences(run->train);
     log_info("data: %lld training tokens, %lld sequences of %lld; the run reads them %.2f times",
              (long long)loader_tokens(run->train), (long long)loader_sequences(run->train),

@@ -1,5 +1,7 @@
 """`tatara plan` says what training takes: parameters of the shipped configurations, and memory as measured."""
+import os
 import pathlib
+import shutil
 
 import h5py
 
@@ -46,6 +48,57 @@ class Configs(lib.Case):
     def test_ranks(self):
         for wrong in ("ranks=0", "ranks=many", "ranks=2x"):
             self.assertFails(lib.tatara(["plan", CONFIGS / "tiny.yaml", wrong]), "usage", wrong)
+
+
+class Refusals(lib.Case):
+    """What training refuses of the configuration, the tokenizer and the shards, the plan refuses in the same words."""
+
+    def errors(self, command, *words):
+        result = lib.tatara([command, self.config()[0], *words])
+        return result.status, result.errors()
+
+    def test_as_training(self):
+        empty = self.dir / "empty"
+        empty.mkdir()
+        damaged = self.dir / "damaged"
+        shutil.copytree(lib.train_shards(), damaged)
+        os.truncate(next(damaged.glob("*.h5")), 5000)
+        for words, status in (
+            (["data.train=[]"], "config"),
+            (["model.vocab_size=256"], "config"),
+            (["model.vocab_size=256", "data.tokenizer=''"], "data"),
+            ([f"data.tokenizer={lib.other_tokenizer(self.dir)}"], "data"),
+            ([f"data.tokenizer={self.config()[0]}"], "data"),
+            ([f"data.train=[{{path: {empty}}}]"], "data"),
+            ([f"data.train=[{{path: {damaged}}}]"], "data"),
+            ([f"data.valid=[{{path: {self.config()[0]}}}]"], "data"),
+            (["model.seq_len=65536"], "data"),
+            (["model.heads=3"], "config"),
+            (["optim.lr=fast"], "config"),
+            (["run.allow_changes=optim.lr"], "config"),
+            (["device=cpu", "attention=cudnn"], "unsupported"),
+            (["device=cpu", "graphs=on"], "unsupported"),
+            (["device=cpu", "comm=nccl"], "config"),
+        ):
+            with self.subTest(words):
+                said = self.errors("train", *words)
+                self.assertEqual((said[0], len(said[1])), (lib.STATUS[status], 1), said)
+                self.assertEqual(self.errors("plan", *words), said)
+
+    def test_not_here(self):
+        """Where the tokenizer or shards are not on this machine, the plan says so and is made; what is here is checked."""
+        config, _ = self.config()
+        absent = self.dir / "none"
+        words = ["model.vocab_size=512", f"data.tokenizer={absent}",
+                 f"data.train=[{{path: {absent}}}, {{path: {absent}/a}}]"]
+        result = lib.tatara(["plan", config, *words])
+        self.assertEqual(result.status, 0, result)
+        for option, path in (("tokenizer", absent), ("train", absent), ("train", f"{absent}/a")):
+            self.assertIn(f"not checked     data.{option} {path}: it is not on this machine\n", result.stdout)
+        mixed = f"data.train=[{{path: {absent}}}, {{path: {lib.train_shards()}}}]"
+        self.assertFails(lib.tatara(["plan", config, "model.vocab_size=256", words[1], mixed]), "data", "vocab_size")
+        self.assertFails(lib.tatara(["plan", config, words[1]]), "data", absent)
+        self.assertRegex(lib.tatara(["plan", config]).stdout, r"(?m)^data +\d+ tokens, read 0.37 times$")
 
 
 class Disk(lib.Case):

@@ -46,8 +46,12 @@ class Submission(batch.Batch):
 
     def test_refusals(self):
         """Nothing is submitted that would not run."""
+        for words in (["model.layers=none"], ["data.train=[]"], ["model.vocab_size=256"]): # as training refuses it
+            for options in ([], ["--dry-run"]):
+                said = self.submit("slurm", *options, words=words, status=lib.STATUS["config"])
+                self.assertIn("tatara plan refuses the configuration", said)
+                self.assertEqual(said.count(lib.ERROR_MARK), 1, said)
         for options, words, text in [
-                ([], ["model.layers=none"], "tatara plan refuses the configuration"),
                 ([], ["checkpoint.keep=1000000", "model.hidden=4096", "model.heads=256", "model.ffn_hidden=8192"],
                  "lower checkpoint.keep"),
                 ([], [f"run.dir={self.yaml}/x"], "cannot be written to"),
