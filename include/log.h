@@ -4,6 +4,8 @@
 #ifndef TATARA_LOG_H
 #define TATARA_LOG_H
 
+#include <stdbool.h>
+
 enum log_level { LOG_DEBUG, LOG_INFO, LOG_WARN, LOG_ERROR };
 
 /* Says who is talking; call once after MPI is up. Before it the program counts as rank 0 of 1. The level comes from
@@ -11,6 +13,9 @@ enum log_level { LOG_DEBUG, LOG_INFO, LOG_WARN, LOG_ERROR };
 void log_set_rank(int rank, int ranks);
 /* Writes one line. Safe from any thread. */
 void log_write(enum log_level level, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* Whether lines of this level are written. */
+bool log_shows(enum log_level level);
 
 #define log_debug(...) log_write(LOG_DEBUG, __VA_ARGS__)
 #define log_info(...) log_write(LOG_INFO, __VA_ARGS__)

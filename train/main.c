@@ -74,6 +74,9 @@ int main(int argc, char **argv)
     /* After a close that failed on a full disk, HDF5's own clean-up at exit would crash; it must be told beforehand. */
     if (H5dont_atexit() < 0) return ERR_SYSTEM;
     int rc = comm_open(&comm, &argc, &argv);
+    static char help[] = "--help";
+    for (int i = 1; i < 3 && i < argc; i++) /* the command, or its first word */
+        if (strcmp(argv[i], "-h") == 0) argv[i] = help;
     if (rc == 0) {
         log_set_rank(comm.rank, comm.ranks);
         rc = dispatch(&comm, argc, argv);

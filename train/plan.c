@@ -210,11 +210,14 @@ int plan_command(struct comm *comm, int argc, char **argv)
     struct config *cfg = NULL;
     char **words = NULL;
     int n = 0;
-    if (argc < 1 || strcmp(argv[0], "--help") == 0) {
+    for (int i = 0; i < argc; i++) {
+        if (strcmp(argv[i], "--help") != 0) continue;
         usage();
-        if (argc > 0) return 0;
-        FAIL(ERR_USAGE, "tatara plan needs a configuration file");
+        return 0;
     }
+    if (argc < 1 || argv[0][0] == '-')
+        FAIL(ERR_USAGE, "tatara plan needs a configuration file%s%s; see `tatara plan --help`",
+             argc > 0 ? ", not " : "", argc > 0 ? argv[0] : "");
     cfg = calloc(1, sizeof *cfg);
     words = calloc((size_t)argc, sizeof *words);
     if (!cfg || !words) FAIL_GOTO(done, ERR_SYSTEM, "out of memory for the configuration");

@@ -349,8 +349,8 @@ static int loop(struct run *run)
         log_info("done: %lld steps; the model is in %s/step-%08lld", (long long)run->done, cfg->run.dir,
                  (long long)run->done);
     } else {
-        log_info("stopped at step %lld of %lld %s; the same command goes on from here", (long long)run->done,
-                 (long long)cfg->run.steps, stop ? "on request" : "as run.stop_at says");
+        log_info("stopped at step %lld of %lld %s goes on from here", (long long)run->done, (long long)cfg->run.steps,
+                 stop ? "on request; the same command" : "as run.stop_at says; the command without it");
     }
     TRY(metrics_event(&run->metrics, "end", run->done, NULL));
     if (!stop || run->done == end) return 0;
@@ -397,7 +397,9 @@ static void usage(void)
          "       mpirun -n RANKS tatara train CONFIG.yaml [key=value ...]\n"
          "\n"
          "Trains the model that the configuration describes; with checkpoints in run.dir, goes on from the newest.\n"
-         "key=value words override the file, for example optim.lr=1e-4 or batch.global=128.\n"
+         "key=value words override the file, for example optim.lr=1e-4 or batch.global=128. Relative paths begin in\n"
+         "the folder in which the program is started. `tatara plan CONFIG.yaml` says what a run needs, and what is\n"
+         "refused of it, without starting one.\n"
          "\n"
          "  --help-config   every option: type, default, range, meaning\n"
          "  --help          this text\n"
@@ -405,18 +407,23 @@ static void usage(void)
          "To stop: Ctrl-C, SIGTERM or SIGUSR1, or `touch RUN_DIR/STOP`; the step in hand is finished and saved, and\n"
          "the exit status is 11. `tatara --help` lists the others.\n"
          "To save and go on: `touch RUN_DIR/SAVE`. Under mpirun send SIGUSR1 to mpirun, which passes it on.\n"
-         "Environment: TATARA_LOG=debug|info|warn|error.");
+         "Progress and validation losses go to stdout, all else that a run says to stderr; both, and more, to\n"
+         "RUN_DIR/metrics.jsonl.\n"
+         "Environment: TATARA_LOG=debug|info|warn|error: what is said on stderr.");
 }
 
 int run_command(struct comm *comm, int argc, char **argv)
 {
     int rc = 0;
-    const bool help_config = argc > 0 && strcmp(argv[0], "--help-config") == 0;
-    if (argc < 1 || argv[0][0] == '-') {
-        const bool asked = argc > 0 && (help_config || strcmp(argv[0], "--help") == 0);
+    bool help = false, help_config = false;
+    for (int i = 0; i < argc; i++) {
+        help = help || strcmp(argv[i], "--help") == 0;
+        help_config = help_config || strcmp(argv[i], "--help-config") == 0;
+    }
+    if (help || help_config || argc < 1 || argv[0][0] == '-') {
         if (comm->rank == 0 && help_config) config_help();
         if (comm->rank == 0 && !help_config) usage();
-        if (asked) return 0;
+        if (help || help_config) return 0;
         return comm_agree(comm,
                           err_raise(ERR_USAGE, __FILE__, __LINE__, "tatara train needs a configuration file%s%s",
                                     argc > 0 ? ", not " : "", argc > 0 ? argv[0] : ""));
@@ -436,7 +443,7 @@ int run_command(struct comm *comm, int argc, char **argv)
     TRY_GOTO(comm_watch(comm, cfg->run.dir, (double)cfg->run.hang_timeout_s), done);
     if (comm->rank == 0) {
         log_info("tatara %s: training, %d rank%s", run_version, comm->ranks, comm->ranks == 1 ? "" : "s");
-        config_print(stderr, cfg);
+        if (log_shows(LOG_INFO)) config_print(stderr, cfg);
         config_warn_recipes(cfg);
     }
     TRY_GOTO(run_train(comm, cfg), done);

@@ -27,9 +27,14 @@ void log_set_rank(int rank, int ranks)
     }
 }
 
+bool log_shows(enum log_level level)
+{
+    return level >= the_log.least;
+}
+
 void log_write(enum log_level level, const char *format, ...)
 {
-    if (level < the_log.least) return;
+    if (!log_shows(level)) return;
     char line[4096], shown[sizeof line];
     size_t used = 0;
     if (the_log.ranks > 1 && (the_log.rank > 0 || level >= LOG_WARN)) {

@@ -151,11 +151,13 @@ class Help(lib.Case):
                 (["train"], ["CONFIG.yaml", "--help-config", "key=value", "SIGUSR1", "STOP", "SAVE"]),
                 (["sample"], ["--ckpt", "--prompt", "--temperature", "--top-k", "--top-p", "--seed"]),
                 (["plan"], ["CONFIG.yaml", "ranks=N"]),
+                (["plan", "x.yaml", "optim.lr=1"], ["CONFIG.yaml", "ranks=N"]),
+                (["train", "x.yaml", "optim.lr=1"], ["CONFIG.yaml", "--help-config"]),
                 (["data"], ["show", "--verify", "--sample"]),
                 (["ckpt"], ["ls", "show", "verify"]),
                 (["ckpt", "verify"], ["FOLDER"])):
             with self.subTest(command=command):
-                result = lib.tatara([*command, "--help"])
+                result = lib.tatara([*command, "-h" if len(command) < 2 else "--help"])
                 self.assertEqual((result.status, result.stderr), (0, ""), result)
                 for text in texts:
                     self.assertIn(text, result.stdout)

@@ -28,6 +28,16 @@ class Streams(lib.Case):
         self.assertTrue(began - 1 < times[0] and times[-1] < time.time() + 1, times)
 
 
+    def test_quiet(self):
+        """TATARA_LOG leaves progress alone."""
+        result = lib.tatara(["train", self.config()[0], "run.stop_at=2"], prefix=["env", "TATARA_LOG=warn"])
+        self.assertEqual((result.status, result.stderr, len(result.stdout.splitlines())), (0, "", 2), result)
+
+    def test_stop_at(self):
+        result = lib.tatara(["train", self.config()[0], "run.stop_at=2"])
+        self.assertIn("as run.stop_at says; the command without it goes on from here", result.stderr)
+
+
 class Peak(lib.Case):
     """What the share of the matmul peak refers to is measured once and kept with the run."""
 

@@ -1,5 +1,6 @@
 /* `tatara ckpt`: looking at checkpoints. One rank, and bounded memory whatever the size of a tensor. */
 #include "ckpt_internal.h"
+#include "path.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -70,8 +71,12 @@ static int list_run(const char *run_dir)
 {
     int rc = 0, n = 0;
     int64_t *steps = NULL;
+    char whole[PATH_WHOLE_MAX];
     TRY(ckpt_list_steps(run_dir, &steps, &n));
-    if (n == 0) FAIL_GOTO(done, ERR_DATA, "%s holds no checkpoints (folders named step-NNNNNNNN)", run_dir);
+    if (n == 0) {
+        FAIL_GOTO(done, ERR_DATA, "%s is not there, or holds no checkpoints (folders named step-NNNNNNNN)",
+                  path_whole(whole, run_dir));
+    }
     printf("%-10s %-21s %10s %6s  %s\n", "step", "saved (UTC)", "size", "files", "state");
     for (int i = 0; i < n; i++) {
         TRY_GOTO(list_one(run_dir, steps[i]), done);
@@ -321,5 +326,5 @@ int ckpt_command(struct comm *comm, int argc, char **argv)
     if (argc == 2 && strcmp(verb, "show") == 0) return show(argv[1]);
     if (argc == 2 && strcmp(verb, "verify") == 0) return verify(argv[1]);
     if (argc == 3 && strcmp(verb, "diff") == 0) return diff(argv[1], argv[2]);
-    FAIL(ERR_USAGE, "%s", usage);
+    FAIL(ERR_USAGE, "tatara ckpt takes ls, show or verify and one folder, or diff and two; see `tatara ckpt --help`");
 }
