@@ -347,7 +347,12 @@ batch_main() {
     [[ $TATARA_RANKS_PER_NODE =~ ^[1-9][0-9]*$ ]] ||
         refuse "TATARA_RANKS_PER_NODE is the number of ranks on each node, not '$TATARA_RANKS_PER_NODE'"
     [[ -x $TATARA_PROGRAM ]] || refuse "$TATARA_PROGRAM is no program on $(hostname); set TATARA_PROGRAM"
-    plan=$("$TATARA_PROGRAM" plan "$config" "$@") || refuse "tatara plan refuses $config on $(hostname)"
+    until plan=$("$TATARA_PROGRAM" plan "$config" "$@"); do # a file may be out of reach for a while, as for an attempt
+        [[ $? -eq 6 && $tries -lt ${TATARA_MAX_RETRIES:-2} ]] || refuse "tatara plan refuses $config on $(hostname)"
+        tries=$((tries + 1))
+        sleep "${TATARA_RETRY_S:-5}"
+    done
+    tries=0
     run_dir=$(plan_value run.dir)
     [[ -n $run_dir && $(plan_value run.last_step) =~ ^[0-9]+$ ]] ||
         refuse "$TATARA_PROGRAM plan does not print what scripts need: is it of the same version as $TATARA_ROOT/scripts?"

@@ -128,6 +128,26 @@ class Jobs(batch.Batch):
             self.forget(6, 0)
             self.assertEqual(self.job(scheduler)[0], 0)
 
+    def test_plan_again(self):
+        """Shards or a tokenizer that are out of reach for a while do not end the job before its first attempt."""
+        self.submit("slurm")
+        flaky = self.dir / "flaky"
+        flaky.write_text(f"""#!/bin/bash
+            if [[ $1 == plan ]] && read -r status <"{flaky}.statuses"; then
+                sed -i 1d "{flaky}.statuses"
+                exit "$status"
+            fi
+            exec {lib.options.tatara} "$@"
+            """)
+        flaky.chmod(0o755)
+        script = self.last_script()
+        script.write_text(script.read_text().replace(str(lib.options.tatara), str(flaky)))
+        for statuses, ended, started in (("6\n6\n", 0, 1), ("6\n6\n6\n", 2, 0), ("3\n", 2, 0)):
+            pathlib.Path(f"{flaky}.statuses").write_text(statuses)
+            self.forget(0)
+            status, said = self.job("slurm", script)
+            self.assertEqual((status, len(self.started())), (ended, started), said)
+
     def test_limit(self):
         """Asked to stop by the scheduler, or by the script's own clock: saved, and queued again."""
         for scheduler in self.each():
