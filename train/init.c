@@ -534,14 +534,14 @@ int init_command(struct comm *comm, int argc, char **argv)
     struct choice choice = {.notes = 0};
     struct config *cfg = NULL;
     const struct arg args[OPTIONS] = {
-        {"tokenizer", "FILE", ARG_TEXT, &facts.o.tokenizer, 0, 0, "SentencePiece model that made the shards"},
-        {"valid", "SHARDS", ARG_TEXT, &facts.o.valid, 0, 0, "held-out shards, to measure the model on"},
+        {"tokenizer", "FILE", ARG_PATH, &facts.o.tokenizer, 0, 0, "SentencePiece model that made the shards"},
+        {"valid", "SHARDS", ARG_PATH, &facts.o.valid, 0, 0, "held-out shards, to measure the model on"},
         {"size", "N", ARG_TEXT, &facts.o.size, 0, 0, "parameters, as in 10M or 1.2B; default: what suits the data"},
         {"hours", "N", ARG_NUM, &facts.o.hours, 0.001, 1e6,
          "without --size: how long the run may take, about; default 24"},
         {"ranks", "N", ARG_INT, &facts.o.ranks, 1, 1e6,
          "for so many ranks; default: one for each GPU, or two on a CPU"},
-        {"out", "FILE", ARG_TEXT, &facts.o.out, 0, 0, "the configuration to write; default mine.yaml"},
+        {"out", "FILE", ARG_PATH, &facts.o.out, 0, 0, "the configuration to write; default mine.yaml"},
         {"help", NULL, ARG_FLAG, &facts.o.help, 0, 0, "this text"},
     };
     TRY(args_parse(args, OPTIONS, "init", argc, argv, &facts.sets));

@@ -2,6 +2,7 @@
 #include "ckpt/ckpt.h"
 #include "clock.h"
 #include "config.h"
+#include "data/args.h"
 #include "data/tokenizer.h"
 #include "device.h"
 #include "err.h"
@@ -330,9 +331,11 @@ static int parse(struct sampler_options *o, int argc, char **argv, bool *help)
     while ((which = getopt_long(argc, argv, "", longs, &at)) != -1) {
         switch (which) {
         case 'c':
+            TRY(args_check_path("ckpt", optarg));
             o->ckpt = optarg;
             break;
         case 'z':
+            TRY(args_check_path("tokenizer", optarg));
             o->tokenizer = optarg;
             break;
         case 'd':

@@ -115,10 +115,15 @@ class Paths(lib.Case):
         """A folder called ~ is never made."""
         home = self.dir / "home"
         home.mkdir()
-        result = lib.tatara(["train", self.config()[0], "run.dir=~/run", "run.stop_at=1"],
+        config, _ = self.config()
+        result = lib.tatara(["train", config, "run.dir=~/run", "run.stop_at=1"],
                             prefix=["sh", "-c", 'cd "$0" && HOME="$0/home" && export HOME && exec "$@"', self.dir])
         self.assertEqual(result.status, 0, result)
         self.assertTrue((home / "run/step-00000001").is_dir())
+        self.assertFalse((self.dir / "~").exists())
+        for words in (["prepare", "--tokenizer", lib.tokenizer(), "--out=~/shards", config], ["init", "--out=~/a.yaml"],
+                      ["data", "show", "--tokenizer=~/tok", lib.train_shards()], ["sample", "--ckpt=~/run"]):
+            self.assertFails(self.tatara(*words), "usage", "the shell leaves ~ as it is")
         self.assertFalse((self.dir / "~").exists())
 
 

@@ -36,6 +36,16 @@ static const struct arg *find_arg(const struct arg *args, int n, const char *wor
     return NULL;
 }
 
+int args_check_path(const char *name, const char *path)
+{
+    if (path[0] != '~') return 0;
+    FAIL(
+        ERR_USAGE,
+        "--%s: %s: the shell leaves ~ as it is within quotes and after '='; write --%s ~/…, or the path whole, and a "
+        "file of such a name as ./~…",
+        name, path, name);
+}
+
 int args_parse(const struct arg *args, int n, const char *command, int argc, char **argv, int *words)
 {
     bool options = true;
@@ -60,7 +70,8 @@ int args_parse(const struct arg *args, int n, const char *command, int argc, cha
         }
         if (!equals && i + 1 == argc) FAIL(ERR_USAGE, "--%s needs a value: %s", arg->name, arg->value);
         const char *value = equals ? equals + 1 : argv[++i];
-        if (arg->kind == ARG_TEXT) {
+        if (arg->kind == ARG_PATH) TRY(args_check_path(arg->name, value));
+        if (arg->kind == ARG_TEXT || arg->kind == ARG_PATH) {
             *(const char **)arg->out = value;
         } else {
             TRY(set_number(arg, value));

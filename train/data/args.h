@@ -5,13 +5,19 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-enum arg_kind { ARG_FLAG, ARG_TEXT, ARG_INT, ARG_NUM };
+enum arg_kind {
+    ARG_FLAG,
+    ARG_TEXT,
+    ARG_PATH, /* a text that names a file or a folder */
+    ARG_INT,
+    ARG_NUM
+};
 
 struct arg {
     const char *name;  /* without the dashes */
     const char *value; /* what its value is called in the help; NULL for a flag */
     enum arg_kind kind;
-    void *out;       /* bool, const char *, int64_t or double, by kind; holds the default before */
+    void *out;       /* bool, const char * (TEXT, PATH), int64_t or double, by kind; holds the default before */
     double min, max; /* of a number */
     const char *help;
 };
@@ -19,6 +25,8 @@ struct arg {
 /* Reads "--name value", "--name=value" and flags; moves the other words to the front of argv, in order, and counts them.
  * "--" ends the options. ERR_USAGE names the option and what it would take, and `command`, whose --help says more. */
 int args_parse(const struct arg *args, int n, const char *command, int argc, char **argv, int *words);
+/* Refuses a path that begins with ~, which no shell has replaced: as it stands it would make a folder of that name. */
+int args_check_path(const char *name, const char *path);
 /* A line for each option, on stdout. */
 void args_help(const struct arg *args, int n);
 

@@ -33,9 +33,9 @@ enum { OPTIONS = 18, PLACE_BYTES = 512, NAMES_BYTES = 400 };
 static void describe_options(struct options *o, struct arg args[OPTIONS])
 {
     const struct arg all[OPTIONS] = {
-        {"tokenizer", "FILE", ARG_TEXT, &o->tokenizer, 0, 0, "SentencePiece model; it must have an EOS token"},
-        {"out", "DIR", ARG_TEXT, &o->out, 0, 0, "folder to make, with the shards"},
-        {"valid-out", "DIR", ARG_TEXT, &o->valid_out, 0, 0, "folder to make, with documents held out from --out"},
+        {"tokenizer", "FILE", ARG_PATH, &o->tokenizer, 0, 0, "SentencePiece model; it must have an EOS token"},
+        {"out", "DIR", ARG_PATH, &o->out, 0, 0, "folder to make, with the shards"},
+        {"valid-out", "DIR", ARG_PATH, &o->valid_out, 0, 0, "folder to make, with documents held out from --out"},
         {"valid-fraction", "X", ARG_NUM, &o->valid_fraction, 0, 1,
          "share of documents held out, chosen by a hash of the id (0.01)"},
         {"documents", "WHAT", ARG_TEXT, &o->documents, 0, 0,

@@ -268,7 +268,7 @@ int data_command(struct comm *comm, int argc, char **argv)
         {"verify", NULL, ARG_FLAG, &o.verify, 0, 0, "compare all data with the checksums first"},
         {"entropy", NULL, ARG_FLAG, &o.entropy, 0, 0, "count all tokens; print the entropy of their frequencies"},
         {"sample", "N", ARG_INT, &o.sample, 0, 1e9, "print the text of N documents, spread evenly"},
-        {"tokenizer", "FILE", ARG_TEXT, &o.tokenizer, 0, 0, "SentencePiece model that made the shards, for --sample"},
+        {"tokenizer", "FILE", ARG_PATH, &o.tokenizer, 0, 0, "SentencePiece model that made the shards, for --sample"},
         {"help", NULL, ARG_FLAG, &o.help, 0, 0, "this text"},
     };
     (void)comm;
