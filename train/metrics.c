@@ -56,14 +56,24 @@ void metrics_close(struct metrics *metrics)
     metrics->rank_s = NULL;
 }
 
-/* Writes one JSON object as a line, with the time of day as Unix seconds if `timed`, and frees it. A full disk must not end
+/* "time": when the line is written, in UTC: "2026-11-29T23:52:11.048Z". */
+static void add_time(json_t *object)
+{
+    struct timespec now;
+    struct tm utc;
+    char text[40], whole[64];
+    if (clock_gettime(CLOCK_REALTIME, &now) != 0 || !gmtime_r(&now.tv_sec, &utc)) return;
+    (void)strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%S", &utc);
+    snprintf(whole, sizeof whole, "%s.%03ldZ", text, now.tv_nsec / 1000000);
+    json_object_set_new(object, "time", json_string(whole));
+}
+
+/* Writes one JSON object as a line, with its time if `timed`, and frees it. A full disk must not end
  * a run that goes on computing: it is warned of once, and the next line that can be written starts afresh. */
 static int write_line(struct metrics *metrics, json_t *object, bool timed)
 {
     if (!object) FAIL(ERR_SYSTEM, "out of memory for a line of metrics.jsonl");
-    struct timespec now;
-    if (timed && metrics->file && clock_gettime(CLOCK_REALTIME, &now) == 0)
-        json_object_set_new(object, "time", json_real((double)now.tv_sec + (double)(now.tv_nsec / 1000000) / 1000));
+    if (timed) add_time(object);
     if (metrics->file) {
         bool failed = metrics->failing && fputc('\n', metrics->file) == EOF;
         failed |= json_dumpf(object, metrics->file, JSON_COMPACT | JSON_REAL_PRECISION(17)) != 0;
