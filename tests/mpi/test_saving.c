@@ -222,7 +222,7 @@ static void the_end_on_nan_completes_the_save(void **state)
     assert_true(saved_norm(1) > 0);
 }
 
-/* The lines of the run's metrics.jsonl that say how it went back, in `text`. */
+/* The lines of the run's metrics.jsonl that say how it went back, without their time, which is their last field. */
 static void read_rewinds(char *text, size_t bytes)
 {
     char path[PATH_BYTES + 16], line[512];
@@ -232,6 +232,8 @@ static void read_rewinds(char *text, size_t bytes)
     text[0] = '\0';
     while (fgets(line, sizeof line, file)) {
         const size_t n = strlen(text);
+        char *time = strstr(line, ",\"time\"");
+        if (time) memcpy(time, "\n", sizeof "\n");
         if (strstr(line, "\"rewind\"")) (void)snprintf(text + n, bytes - n, "%s", line);
     }
     assert_int_equal(fclose(file), 0);
