@@ -235,7 +235,7 @@ const struct foreign *foreign_at(int i)
 
 const struct foreign *foreign_find(const char *name)
 {
-    char plain[OPTION_NAME_MAX];
+    char plain[OPTION_NAME_MAX] = "";
     if (strlen(name) >= sizeof plain) return NULL;
     size_t n = 0;
     for (const char *at = name + strspn(name, "-"); *at != '\0'; at++)
