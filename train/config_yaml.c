@@ -85,7 +85,7 @@ static int refuse_foreign(const struct reader *in, const yaml_node_t *node, cons
 static int refuse_key(const struct reader *in, const yaml_node_t *node, const char *section, const char *key)
 {
     const bool top = section_is_top(section);
-    char unknown[160], known[600] = "", name[OPTION_NAME_MAX];
+    char unknown[160], known[600] = "";
     struct guess guess = guess_start(key);
     const struct option *elsewhere = NULL;
     snprintf(unknown, sizeof unknown, "unknown key '%.80s' %s%s", key, top ? "at the top" : "in ",
@@ -106,6 +106,7 @@ static int refuse_key(const struct reader *in, const yaml_node_t *node, const ch
     }
     const struct foreign *foreign = foreign_find(key);
     if (elsewhere != NULL) {
+        char name[OPTION_NAME_MAX];
         option_name(elsewhere, name);
         return refuse(in, node, "%s: did you mean %s, which belongs elsewhere?", unknown, name);
     }

@@ -159,7 +159,6 @@ static int print_plan(const struct config *cfg, int64_t vocab_size, int ranks, s
  * it, on machines without one too. */
 static int choose_device(struct device *dev, const struct config *cfg, const struct comm *comm)
 {
-    char why[512];
     struct comm alone = {.ranks = 1};
     struct attention_case unknown = {.sequences = 1};
     const struct device_table *cuda = cuda_backend();
@@ -169,6 +168,7 @@ static int choose_device(struct device *dev, const struct config *cfg, const str
     if (gpu && cuda) {
         *dev = (struct device){.kind = DEVICE_CUDA, .table = cuda, .threads = threads};
     } else {
+        char why[512];
         TRY(device_open(dev, gpu ? DEVICE_CUDA : DEVICE_CPU, 0, threads));
         TRY(device_choose_product(dev, (enum product_choice)cfg->precision.product));
         TRY(dev->table->choose_attention(dev, &unknown, &attention, why, sizeof why));
