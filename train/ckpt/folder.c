@@ -126,7 +126,7 @@ static int newest_complete(const char *run_dir, const int64_t *steps, int n, cha
 
 int ckpt_choose(const char *path, char folder[CKPT_PATH_MAX])
 {
-    char manifest[CKPT_PATH_MAX], whole[PATH_WHOLE_MAX];
+    char manifest[CKPT_PATH_MAX];
     int64_t *steps = NULL;
     int n = 0;
     TRY(ckpt_path(manifest, path, CKPT_MANIFEST));
@@ -137,6 +137,7 @@ int ckpt_choose(const char *path, char folder[CKPT_PATH_MAX])
     free(steps);
     TRY(rc);
     if (n == 0) {
+        char whole[PATH_WHOLE_MAX];
         FAIL(ERR_DATA,
              "%s is neither a checkpoint, which has a " CKPT_MANIFEST ", nor a run's folder, which holds some",
              path_whole(whole, path));
