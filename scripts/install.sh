@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the Debian 12 packages that Tatara needs; the one place that names them.
 #
-#   scripts/install.sh GROUP...             groups: build test slurm quickstart fixtures
+#   scripts/install.sh GROUP...             groups: build test slurm quickstart fixtures arm debian
 #   scripts/install.sh --list GROUP...      prints the packages, one a line, and installs nothing
 #
 # Only what is missing is installed. Without root nothing is installed: the one line to run is printed, and the exit
@@ -23,9 +23,12 @@ slurm=(slurm-wlm slurmctld slurmd slurm-client munge)
 quickstart=(mandoc python3 python3-lxml python3-html2text jq sentencepiece gnuplot-nox)
 # Only for making the test fixtures anew (tests/fixtures); large.
 fixtures=(python3 python3-h5py python3-numpy python3-torch)
+# scripts/arm.sh: the program for Arm, and its tests under qemu. scripts/debian.sh: a bare Debian.
+arm=(debootstrap qemu-user-static gcc-aarch64-linux-gnu g++-aarch64-linux-gnu)
+debian=(debootstrap)
 
 usage() {
-    echo "usage: scripts/install.sh [--list] GROUP...   groups: build test slurm quickstart fixtures" >&2
+    echo "usage: scripts/install.sh [--list] GROUP...   groups: build test slurm quickstart fixtures arm debian" >&2
     exit 2
 }
 
@@ -47,6 +50,8 @@ for group in "$@"; do
     slurm) wanted+=("${slurm[@]}") ;;
     quickstart) wanted+=("${quickstart[@]}") ;;
     fixtures) wanted+=("${fixtures[@]}") ;;
+    arm) wanted+=("${arm[@]}") ;;
+    debian) wanted+=("${debian[@]}") ;;
     *) usage ;;
     esac
 done

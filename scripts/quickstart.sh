@@ -39,8 +39,8 @@ is_made() {
 
 # mpirun on this machine alone, over shared memory; also as root, as one is in a container.
 on_ranks() {
-    local options=(-n "$1" --bind-to none --mca btl "self,vader" --mca btl_vader_single_copy_mechanism none
-        --mca oob_tcp_if_include lo)
+    local options=(-n "$1" --bind-to none --mca btl "self,vader" --mca btl_vader_single_copy_mechanism none)
+    export OMPI_MCA_oob_tcp_if_include=lo # for Open MPI 4; as an option it would stop 5
     [[ $(nproc) -ge $1 ]] || options+=(--oversubscribe)
     if [[ $(id -u) -eq 0 ]]; then
         export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1

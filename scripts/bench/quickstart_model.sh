@@ -15,8 +15,8 @@ train_stdout() {
     shift
     rm -rf "$out/run"
     if [[ $ranks -gt 1 ]]; then
-        launcher=(mpirun -n "$ranks" --oversubscribe --bind-to none --mca btl "self,vader" --mca oob_tcp_if_include lo)
-        export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+        launcher=(mpirun -n "$ranks" --oversubscribe --bind-to none --mca btl "self,vader")
+        export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_oob_tcp_if_include=lo
     fi
     "${launcher[@]}" build/tatara train $config "run.dir=$out/run" log.every=1 log.eval_every=0 checkpoint.every=0 \
         data.valid=[] "$@" 2>"$out/stderr" || {

@@ -20,13 +20,16 @@ import sys
 import html2text
 from lxml import html
 
-# Package, folder of its pages, file pattern, what of a page is its text (XPath), licence (as in its copyright file).
+# In Debian 12, and in Debian 13.
+REFERENCE = ["usr/share/debian-reference", "usr/share/doc/debian-reference-common/docs"]
+# Package, folder of its pages (the first that is there), file pattern, what of a page is its text (XPath), licence (as in
+# its copyright file).
 SOURCES = [
-    ("manpages-ja", "usr/share/man/ja", "man[1-8]/*.gz", None, "DFSG-free, mixed; see the page's roff source"),
-    ("manpages-ja-dev", "usr/share/man/ja", "man[1-8]/*.gz", None, "DFSG-free, mixed; see the page's roff source"),
-    ("debian-reference-ja", "usr/share/debian-reference", "ch*.ja.html", "//body/div[@class='chapter']",
+    ("manpages-ja", ["usr/share/man/ja"], "man[1-8]/*.gz", None, "DFSG-free, mixed; see the page's roff source"),
+    ("manpages-ja-dev", ["usr/share/man/ja"], "man[1-8]/*.gz", None, "DFSG-free, mixed; see the page's roff source"),
+    ("debian-reference-ja", REFERENCE, "ch*.ja.html", "//body/div[@class='chapter']",
      "GPL-2.0-or-later"),
-    ("libreoffice-help-ja", "usr/share/libreoffice/help/ja/text", "**/*.html", "//*[@id='DisplayArea']", "MPL-2.0"),
+    ("libreoffice-help-ja", ["usr/share/libreoffice/help/ja/text"], "**/*.html", "//*[@id='DisplayArea']", "MPL-2.0"),
 ]
 # Navigation and what browsers do not show.
 CLUTTER = ".//script|.//*[@hidden]|.//div[@class='toc' or @class='howtoget' or @id='DEBUG']|.//table[@class='head']" \
@@ -83,8 +86,9 @@ def read_page(job):
 
 
 def list_pages(unpacked):
-    for package, folder, pattern, xpath, licence in SOURCES:
-        root = unpacked / package / folder
+    for package, folders, pattern, xpath, licence in SOURCES:
+        roots = [unpacked / package / folder for folder in folders]
+        root = next((folder for folder in roots if folder.is_dir()), roots[0])
         pages = sorted(p for p in root.glob(pattern) if not p.is_symlink())
         if not pages:
             sys.exit(f"corpus.py: no pages of {package} in {root}: unpack it there with dpkg -x")

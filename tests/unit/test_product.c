@@ -9,6 +9,10 @@
 
 #include <cmocka.h>
 
+#ifdef __aarch64__
+#include <sys/auxv.h>
+#endif
+
 #include "../kernels/cpu/product.h"
 #include "err.h"
 
@@ -18,6 +22,8 @@
     X(baseline, 1)                              \
     X(avx2, __builtin_cpu_supports("avx2") > 0) \
     X(avx512, __builtin_cpu_supports("avx512vl") > 0)
+#elif defined(__aarch64__)
+#define PORTABLE_VARIANTS(X) X(baseline, 1) X(sve, (getauxval(AT_HWCAP) & HWCAP_SVE) != 0)
 #else
 #define PORTABLE_VARIANTS(X) X(baseline, 1)
 #endif
