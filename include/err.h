@@ -12,17 +12,18 @@
 #include <stddef.h>
 
 /* name, exit status, what it means */
-#define ERR_LIST(X)                                                                      \
-    X(ERR_USAGE, 2, "wrong command line")                                                \
-    X(ERR_CONFIG, 3, "the configuration is wrong")                                       \
-    X(ERR_DATA, 4, "a data file or a checkpoint is missing, damaged or of another kind") \
-    X(ERR_NUMERIC, 5, "NaN, infinity or overflow in the numbers")                        \
-    X(ERR_SYSTEM, 6, "the operating system refused: memory, disk, files, threads")       \
-    X(ERR_COMM, 7, "MPI or NCCL failed, or a rank died or hung: try again")              \
-    X(ERR_DEVICE, 8, "a device or its library failed, or is not there")                  \
-    X(ERR_UNSUPPORTED, 9, "asked for something this build or machine does not support")  \
-    X(ERR_BUG, 10, "a mistake in Tatara itself")                                         \
-    X(ERR_STOPPED, 11, "asked to stop before the last step: all is saved, and the same command goes on")
+#define ERR_LIST(X)                                                                                      \
+    X(ERR_USAGE, 2, "wrong command line")                                                                \
+    X(ERR_CONFIG, 3, "the configuration is wrong")                                                       \
+    X(ERR_DATA, 4, "a data file or a checkpoint is missing, damaged or of another kind")                 \
+    X(ERR_NUMERIC, 5, "NaN, infinity or overflow in the numbers")                                        \
+    X(ERR_SYSTEM, 6, "the operating system refused: memory, disk, files, threads")                       \
+    X(ERR_COMM, 7, "MPI or NCCL failed, or a rank died or hung: try again")                              \
+    X(ERR_DEVICE, 8, "a device or its library failed, or is not there")                                  \
+    X(ERR_UNSUPPORTED, 9, "asked for something this build or machine does not support")                  \
+    X(ERR_BUG, 10, "a mistake in Tatara itself")                                                         \
+    X(ERR_STOPPED, 11, "asked to stop before the last step: all is saved, and the same command goes on") \
+    X(ERR_TAKEN, 12, "the run's folder belongs to another attempt, which goes on there")
 
 enum err {
     ERR_NONE = 0,

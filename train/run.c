@@ -150,7 +150,7 @@ static int open_memory(struct run *run)
 
 static int open_folder(struct run *run)
 {
-    return ckpt_open_run_dir(run->comm, run->cfg->run.dir, &run->saving.folder);
+    return ckpt_open_run_dir(run->comm, run->cfg->run.dir, run->cfg->run.takeover, &run->saving.folder);
 }
 
 /* Finds the checkpoint to go on from; folder "" when the run starts at step 0. Collective. */
@@ -322,7 +322,7 @@ static int loop(struct run *run)
     while (!last) {
         TRY(step_run(&run->step, run->train, run->done, &report));
         run->done++;
-        TRY(signal_poll(run->comm, cfg->run.dir, saving_busy(saving), &request));
+        TRY(signal_poll(run->comm, &saving->folder, saving_busy(saving), &request));
         saving_advance(saving, request.busy);
         saving->asked |= request.save;
         stop |= request.stop;
@@ -381,6 +381,7 @@ static int run_train(struct comm *comm, struct config *cfg)
 done:
     if (rc == ERR_NUMERIC && (err_shared() || comm->ranks == 1)) saving_finish(&run.saving);
     saving_close(&run.saving);
+    ckpt_close_run_dir(&run.saving.folder);
     metrics_close(&run.metrics);
     loader_close(run.valid);
     loader_close(run.train);

@@ -42,15 +42,17 @@ static bool take_file(const char *run_dir, const char *name)
     return unlink(path) == 0;
 }
 
-int signal_poll(struct comm *comm, const char *run_dir, bool busy, struct request *request)
+int signal_poll(struct comm *comm, const struct ckpt_run *folder, bool busy, struct request *request)
 {
-    int64_t asked[3] = {stop_asked, 0, busy};
+    int64_t asked[4] = {stop_asked, 0, busy, 0};
     stop_asked = 0;
     if (comm->rank == 0) {
-        asked[0] |= take_file(run_dir, "STOP");
-        asked[1] |= take_file(run_dir, "SAVE");
+        asked[3] = ckpt_run_taken(folder);
+        asked[0] |= !asked[3] && take_file(folder->dir, "STOP");
+        asked[1] |= !asked[3] && take_file(folder->dir, "SAVE");
     }
-    TRY(comm_max_i64(comm, asked, 3));
+    TRY(comm_max_i64(comm, asked, 4));
+    if (asked[3]) return comm_agree(comm, comm->rank == 0 ? ckpt_check_owner(folder) : 0);
     *request = (struct request){.stop = asked[0] != 0, .save = asked[1] != 0, .busy = asked[2] != 0};
     return 0;
 }

@@ -2,6 +2,7 @@
 #ifndef TATARA_SIGNALS_H
 #define TATARA_SIGNALS_H
 
+#include "ckpt/ckpt.h"
 #include "comm.h"
 
 struct request {
@@ -14,7 +15,7 @@ struct request {
 /* Installs the handlers. A second SIGINT or SIGTERM ends the process at once. */
 int signal_open(void);
 /* What was asked for since the last call, the same on all ranks; the files are removed as they are seen. busy: what this
- * rank has to tell the others in passing. Collective. */
-int signal_poll(struct comm *comm, const char *run_dir, bool busy, struct request *request);
+ * rank has to tell the others in passing. ERR_TAKEN when the run's folder is another attempt's now. Collective. */
+int signal_poll(struct comm *comm, const struct ckpt_run *folder, bool busy, struct request *request);
 
 #endif

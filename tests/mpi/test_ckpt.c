@@ -224,12 +224,13 @@ static void test_owner(void **state)
     struct ckpt_run newer;
     fixture_open(&fix, comm);
     assert_int_equal(fixture_save(&fix, 0, 1), 0);
-    assert_int_equal(ckpt_open_run_dir(comm, fix.dir, &newer), 0);
+    assert_int_equal(ckpt_open_run_dir(comm, fix.dir, false, &newer), 0);
     assert_string_not_equal(newer.owner, fix.run.owner);
-    assert_int_equal(fixture_save(&fix, 0, 2), ERR_SYSTEM);
+    assert_int_equal(fixture_save(&fix, 0, 2), ERR_TAKEN);
     assert_true(fixture_told(comm, "newer attempt"));
     assert_int_equal(fixture_newest(&fix), 1);
     assert_int_equal(fixture_count(&fix, ".tmp-"), 0);
+    ckpt_close_run_dir(&fix.run);
     fix.run = newer;
     assert_int_equal(fixture_save(&fix, 0, 2), 0);
     fixture_close(&fix);
@@ -250,7 +251,8 @@ static void test_leftovers(void **state)
     assert_int_equal(comm_barrier(comm), 0);
     assert_int_equal(fixture_newest(&fix), 1);
     assert_int_equal(fixture_count(&fix, ".tmp-"), 1);
-    assert_int_equal(ckpt_open_run_dir(comm, fix.dir, &fix.run), 0);
+    ckpt_close_run_dir(&fix.run);
+    assert_int_equal(ckpt_open_run_dir(comm, fix.dir, false, &fix.run), 0);
     assert_int_equal(fixture_count(&fix, ".tmp-"), 0);
     assert_int_equal(fixture_newest(&fix), 1);
     fixture_close(&fix);
@@ -334,9 +336,11 @@ static void test_commands(void **state)
 static int write_only(struct comm *comm, char *dir)
 {
     struct fixture fix = {.comm = comm};
-    TRY(ckpt_open_run_dir(comm, dir, &fix.run));
+    TRY(ckpt_open_run_dir(comm, dir, false, &fix.run));
     TRY(fixture_save(&fix, 0, 1));
-    return fixture_save(&fix, 1, 2);
+    TRY(fixture_save(&fix, 1, 2));
+    ckpt_close_run_dir(&fix.run);
+    return 0;
 }
 
 int main(int argc, char **argv)

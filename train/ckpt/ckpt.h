@@ -14,10 +14,12 @@
 #define CKPT_OWNER_MAX 64
 
 /* A run's folder as this attempt opened it. A later attempt that opens the same folder becomes its owner, and the
- * earlier one can then save nothing more. Plain data, equal on all ranks. */
+ * earlier one can then save nothing more. Equal on all ranks but for the heart. */
 struct ckpt_run {
     char dir[CKPT_PATH_MAX];
     char owner[CKPT_OWNER_MAX]; /* this attempt: job, restart count and a random number */
+    bool continued;             /* the folder was an earlier attempt's of the same job or chain of jobs */
+    struct ckpt_heart *heart;   /* on rank 0, owned */
 };
 
 /* Elements [begin, end) in row-major order of one named tensor, f32. A name with a slash lies in a group of the index
@@ -124,8 +126,15 @@ int ckpt_load(const char *folder, const struct ckpt_slab *slabs, int n);
 void ckpt_meta_free(struct ckpt_meta *meta);
 
 /* Prepares run_dir: creates it, checks that all ranks share it and that it can be written (ERR_SYSTEM), writes OWNER for
- * this attempt, removes temporary folders that earlier attempts left, and fills `run`. Collective. */
-int ckpt_open_run_dir(struct comm *comm, const char *run_dir, struct ckpt_run *run);
+ * this attempt, removes temporary folders that earlier attempts left, and fills `run`. ERR_TAKEN while an attempt that is no
+ * earlier one of this job lives there, unless `takeover`; it may take a minute to learn whether it does. Collective. */
+int ckpt_open_run_dir(struct comm *comm, const char *run_dir, bool takeover, struct ckpt_run *run);
+/* Says that this attempt has ended. A `run` of zeros is allowed. Not collective. */
+void ckpt_close_run_dir(struct ckpt_run *run);
+/* Whether a newer attempt has become the folder's owner: ckpt_check_owner then says which. Cheap; any one rank. */
+bool ckpt_run_taken(const struct ckpt_run *run);
+/* ERR_TAKEN when another attempt has become the owner of the run's folder. */
+int ckpt_check_owner(const struct ckpt_run *run);
 
 /* `tatara ckpt ls|show|verify|diff`. argv[0] is the verb after "ckpt". One rank. */
 int ckpt_command(struct comm *comm, int argc, char **argv);

@@ -62,6 +62,10 @@ int ckpt_disk_write(const char *path, const struct ckpt_extent *extents, int n, 
 
 /* ---- folders (folder.c) ---- */
 
+/* Makes run_dir and the folders above it. */
+int ckpt_folder_make(const char *run_dir);
+/* Removes what earlier attempts left unfinished in run_dir. */
+int ckpt_remove_leftovers(const char *run_dir);
 /* Removes a folder of plain files. What cannot be removed is a warning. */
 void ckpt_folder_remove(const char *folder);
 /* run_dir/step-%08d */
@@ -70,8 +74,6 @@ int ckpt_step_path(char path[CKPT_PATH_MAX], const char *run_dir, int64_t step);
 int ckpt_temp_path(char path[CKPT_PATH_MAX], const struct ckpt_run *run, const char *what, int64_t step);
 /* The steps of all step-* folders, ascending; none when run_dir does not exist. The caller frees *steps. */
 int ckpt_list_steps(const char *run_dir, int64_t **steps, int *n);
-/* Fails (ERR_SYSTEM) when another attempt has become the owner of the run's folder. */
-int ckpt_check_owner(const struct ckpt_run *run);
 /* Whether it is `from`, or after it and a multiple of `every` (0: none). */
 bool ckpt_step_counts(int64_t step, int64_t from, int64_t every);
 /* Removes the complete checkpoints of steps up to `step` that `keep` does not keep; failures are warnings. */

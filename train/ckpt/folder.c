@@ -1,7 +1,5 @@
-/* A run's folder: who owns it, which steps it holds, what is removed from it.
+/* A run's folder: which steps it holds, and what is removed from it.
  *
- * OWNER names the newest attempt of the run. An attempt works in temporary folders that carry its own name, and looks
- * into OWNER before it lets a checkpoint appear: a job that goes on after its successor has started can harm nothing.
  * A folder is taken away in two steps, renamed first, so that no half of a checkpoint is ever seen under its name. */
 #include "ckpt_internal.h"
 #include "fs.h"
@@ -17,7 +15,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define OWNER "OWNER"
 #define TEMP_PREFIX ".tmp-"
 #define STEP_PREFIX "step-"
 
@@ -187,61 +184,8 @@ void ckpt_retain(const struct ckpt_run *run, int64_t step, struct ckpt_keep keep
     free(steps);
 }
 
-/* ---- the owner ---- */
-
-static int read_owner(const char *run_dir, char owner[CKPT_OWNER_MAX])
-{
-    char path[CKPT_PATH_MAX];
-    char *text = NULL;
-    size_t bytes = 0;
-    TRY(ckpt_path(path, run_dir, OWNER));
-    TRY(ckpt_file_read(path, &text, &bytes));
-    snprintf(owner, CKPT_OWNER_MAX, "%.*s", (int)strcspn(text, "\n"), text);
-    free(text);
-    return 0;
-}
-
-int ckpt_check_owner(const struct ckpt_run *run)
-{
-    char owner[CKPT_OWNER_MAX];
-    if (read_owner(run->dir, owner) != 0) {
-        char why[ERR_MESSAGE_MAX / 2];
-        snprintf(why, sizeof why, "%s", err_message());
-        FAIL(ERR_SYSTEM, "%s. Was the run's folder removed or unmounted?", why);
-    }
-    if (strcmp(owner, run->owner) != 0) {
-        FAIL(ERR_SYSTEM,
-             "%s now belongs to a newer attempt of this run (%s, this one is %s): this one saves nothing more; "
-             "stop it",
-             run->dir, owner, run->owner);
-    }
-    return 0;
-}
-
-/* A name for this attempt: the batch system's job and restart count where there is one, and a random number. */
-static int make_owner(char owner[CKPT_OWNER_MAX])
-{
-    static const char *const job_names[] = {"SLURM_JOB_ID", "PBS_JOBID", "PJM_JOBID", "JOB_ID"};
-    const char *job = NULL;
-    for (size_t i = 0; !job && i < sizeof job_names / sizeof *job_names; i++) {
-        job = getenv(job_names[i]);
-    }
-    const char *restart = getenv("SLURM_RESTART_COUNT");
-    uint64_t nonce = 0;
-    FILE *random = fopen("/dev/urandom", "rb");
-    const size_t got = random ? fread(&nonce, sizeof nonce, 1, random) : 0;
-    if (random) (void)fclose(random);
-    if (got != 1) FAIL(ERR_SYSTEM, "/dev/urandom: no random number for this attempt's name");
-    snprintf(owner, CKPT_OWNER_MAX, "%.20s.%.8s-%016llx", job ? job : "local", restart ? restart : "0",
-             (unsigned long long)nonce);
-    for (char *c = owner; *c; c++) {
-        if (!isalnum((unsigned char)*c) && *c != '.' && *c != '-') *c = '_';
-    }
-    return 0;
-}
-
 /* mkdir -p */
-static int make_folders(const char *run_dir)
+int ckpt_folder_make(const char *run_dir)
 {
     char path[CKPT_PATH_MAX], whole[PATH_WHOLE_MAX];
     snprintf(path, sizeof path, "%s", run_dir);
@@ -258,8 +202,7 @@ static int make_folders(const char *run_dir)
     }
 }
 
-/* Removes what earlier attempts left unfinished. */
-static int remove_leftovers(const char *run_dir)
+int ckpt_remove_leftovers(const char *run_dir)
 {
     DIR *dir = opendir(run_dir);
     if (!dir) FAIL(ERR_SYSTEM, "%s: cannot be listed: %s", run_dir, strerror(errno));
@@ -272,45 +215,4 @@ static int remove_leftovers(const char *run_dir)
     }
     (void)closedir(dir);
     return 0;
-}
-
-/* Writes OWNER in one step: a reader sees the old owner or the new one. */
-static int write_owner(const char *run_dir, const char *owner)
-{
-    char path[CKPT_PATH_MAX], fresh[CKPT_PATH_MAX], line[CKPT_OWNER_MAX + 1];
-    TRY(ckpt_path(path, run_dir, OWNER));
-    TRY(ckpt_path(fresh, run_dir, OWNER ".new"));
-    const int length = snprintf(line, sizeof line, "%s\n", owner);
-    TRY(ckpt_file_write(fresh, line, (size_t)length));
-    if (rename(fresh, path) != 0) FAIL(ERR_SYSTEM, "%s: cannot be replaced: %s", path, strerror(errno));
-    return fs_sync_folder(run_dir);
-}
-
-static int take_ownership(struct ckpt_run *run)
-{
-    TRY(make_owner(run->owner));
-    TRY(make_folders(run->dir));
-    TRY(write_owner(run->dir, run->owner));
-    return remove_leftovers(run->dir);
-}
-
-int ckpt_open_run_dir(struct comm *comm, const char *run_dir, struct ckpt_run *run)
-{
-    char owner[CKPT_OWNER_MAX];
-    int rc = 0;
-    memset(run, 0, sizeof *run);
-    const int length = snprintf(run->dir, sizeof run->dir, "%s", run_dir);
-    if (length < 1 || length >= CKPT_PATH_MAX - 2 * (CKPT_OWNER_MAX + CKPT_FILE_MAX)) {
-        rc = err_raise(ERR_CONFIG, __FILE__, __LINE__, "run.dir is empty or too long: '%.200s'", run_dir);
-    }
-    if (rc == 0 && comm->rank == 0) rc = take_ownership(run);
-    TRY(comm_agree(comm, rc));
-    TRY(comm_bcast(comm, run->owner, sizeof run->owner, 0));
-    rc = read_owner(run->dir, owner);
-    if (rc != ERR_SYSTEM && (rc != 0 || strcmp(owner, run->owner) != 0)) {
-        rc = err_raise(ERR_SYSTEM, __FILE__, __LINE__,
-                       "rank %d does not see %s as rank 0 does; set run.dir to a folder that all nodes share",
-                       comm->rank, run->dir);
-    }
-    return comm_agree(comm, rc);
 }
