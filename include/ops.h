@@ -135,6 +135,8 @@ struct device_table {
     int (*open)(struct device *dev, int index);
     void (*close)(struct device *dev);
     void (*describe)(struct device *dev, char *text, size_t text_bytes);
+    /* What the bits of results hang on: the kind of device, its instructions, and the libraries' versions. */
+    void (*arithmetic)(struct device *dev, char *text, size_t text_bytes);
     /* Devices of this kind that the process may open; 0 when none, and open then says why. Needs no open device. */
     int (*count)(void);
     /* A name that no other device of this node has, whatever the launcher lets this process see. */

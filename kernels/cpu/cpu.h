@@ -42,6 +42,8 @@ size_t cpu_pack_bytes(struct device *dev, struct tensor b, bool tb);
 /* isa.c */
 /* Fails with ERR_DEVICE when this CPU lacks instructions that the kernels were compiled for. */
 int cpu_isa_check(void);
+/* The newest instructions that the kernels were compiled for. */
+const char *cpu_isa_compiled(void);
 
 /* device.c */
 int cpu_choose_product(struct device *dev, enum product_choice choice);

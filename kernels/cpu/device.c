@@ -53,6 +53,12 @@ static void device_describe_cpu(struct device *dev, char *text, size_t text_byte
              dev->threads == 1 ? "" : "s");
 }
 
+static void device_arithmetic_cpu(struct device *dev, char *text, size_t text_bytes)
+{
+    const struct cpu_state *state = dev->state;
+    snprintf(text, text_bytes, "CPU, kernels for %s, %s", cpu_isa_compiled(), cpu_products_name(state->products));
+}
+
 static int device_count_cpu(void)
 {
     return 1;
@@ -146,6 +152,7 @@ const struct device_table cpu_table = {
     .open = device_open_cpu,
     .close = device_close_cpu,
     .describe = device_describe_cpu,
+    .arithmetic = device_arithmetic_cpu,
     .count = device_count_cpu,
     .identify = device_identify_cpu,
     .memory = device_memory_cpu,

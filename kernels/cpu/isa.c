@@ -59,3 +59,13 @@ NO_VECTORS int cpu_isa_check(void)
     }
     return 0;
 }
+
+const char *cpu_isa_compiled(void)
+{
+    const char *name = "the baseline";
+#define X(feature, macro) \
+    if (COMPILED_FOR(macro)) name = feature;
+    ISA_LIST(X)
+#undef X
+    return name;
+}

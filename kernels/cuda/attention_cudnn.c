@@ -533,7 +533,9 @@ static int cudnn_bwd(void *state, void *workspace, struct tensor dqkv, struct te
 
 const struct attention_library *attention_cudnn(void)
 {
-    static const struct attention_library library = {.open = cudnn_open,
+    static const struct attention_library library = {.name = "cuDNN",
+                                                     .version = cudnnGetVersion,
+                                                     .open = cudnn_open,
                                                      .close = cudnn_close,
                                                      .workspace_bound = cudnn_workspace_bound,
                                                      .workspace_bytes = cudnn_workspace_bytes,

@@ -13,6 +13,8 @@ extern "C" {
 #include "ops.h"
 
 struct attention_library {
+    const char *name;
+    size_t (*version)(void);
     /* Plans both passes. Takes no device memory of its own. ERR_UNSUPPORTED, saying why, where the library has no such
      * attention; *plans is then NULL. */
     int (*open)(struct device *dev, const struct attention_case *c, void **plans);

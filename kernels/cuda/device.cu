@@ -1,6 +1,8 @@
 /* The CUDA device: opening and describing it, its memory, its streams, and the table of ops made from ops.def. */
+#include "attention_library.h"
 #include "cuda.cuh"
 
+#include <cublasLt.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -97,6 +99,15 @@ static void device_describe_cuda(struct device *dev, char *text, size_t text_byt
     const struct cuda_state *state = cuda_state_of(dev);
     snprintf(text, text_bytes, "CUDA device %d, %s, sm_%d%d, %d SMs", state->index, state->name, state->major,
              state->minor, state->sms);
+}
+
+static void device_arithmetic_cuda(struct device *dev, char *text, size_t text_bytes)
+{
+    const struct cuda_state *state = cuda_state_of(dev);
+    const struct attention_library *library = attention_cudnn();
+    const int used = snprintf(text, text_bytes, "%s, sm_%d%d, cuBLASLt %zu", state->name, state->major, state->minor,
+                              cublasLtGetVersion());
+    if (library) snprintf(text + used, text_bytes - (size_t)used, ", %s %zu", library->name, library->version());
 }
 
 static int device_count(void)
@@ -234,11 +245,30 @@ static int device_download_beside(struct device *dev, void *to_host, const void 
 
 /* In the order of struct device_table, since C++17 has no designated initialisers. */
 static const struct device_table cuda_table = {
-    "cuda",           device_open_cuda,  device_close_cuda,      device_describe_cuda,  device_count,
-    device_identify,  device_memory,     device_queue,           device_alloc,          device_free,
-    device_upload,    device_download,   device_download_beside, device_sync,           device_clock_mark,
-    device_clock_s,   cuda_pack_bytes,   cuda_workspace_bytes,   cuda_choose_attention, cuda_capture_begin,
-    cuda_capture_end, cuda_graph_launch, cuda_graph_free,
+    "cuda",
+    device_open_cuda,
+    device_close_cuda,
+    device_describe_cuda,
+    device_arithmetic_cuda,
+    device_count,
+    device_identify,
+    device_memory,
+    device_queue,
+    device_alloc,
+    device_free,
+    device_upload,
+    device_download,
+    device_download_beside,
+    device_sync,
+    device_clock_mark,
+    device_clock_s,
+    cuda_pack_bytes,
+    cuda_workspace_bytes,
+    cuda_choose_attention,
+    cuda_capture_begin,
+    cuda_capture_end,
+    cuda_graph_launch,
+    cuda_graph_free,
 #define OP(name, params, args) cuda_##name,
 #include "ops.def"
 #undef OP

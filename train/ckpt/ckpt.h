@@ -65,6 +65,7 @@ struct ckpt_meta {
     double loss_mean, loss_variance;
     int64_t began;     /* the step before which no rewind goes: not 0 where older checkpoints may be another run's */
     char *config_yaml; /* the effective configuration; on load owned by the caller, who frees it */
+    char *record;      /* a JSON object: what the caller says of data and arithmetic; NULL: nothing. Owned likewise */
     char version[64];  /* of the program that wrote it */
 };
 
@@ -123,6 +124,8 @@ int ckpt_read_meta(const char *folder, struct ckpt_meta *meta);
 /* Fills each slab's data from the checkpoint. A tensor that is missing or of another shape is ERR_DATA naming both. The
  * caller has verified the folder. Not collective: each rank reads the slabs that it needs. */
 int ckpt_load(const char *folder, const struct ckpt_slab *slabs, int n);
+/* A copy with texts of its own, which ckpt_meta_free frees, also after a failure. */
+int ckpt_meta_copy(struct ckpt_meta *to, const struct ckpt_meta *from);
 void ckpt_meta_free(struct ckpt_meta *meta);
 
 /* Prepares run_dir: creates it, checks that all ranks share it and that it can be written (ERR_SYSTEM), writes OWNER for

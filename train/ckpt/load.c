@@ -106,7 +106,7 @@ int ckpt_read_meta(const char *folder, struct ckpt_meta *meta)
     struct ckpt_manifest manifest;
     TRY(ckpt_manifest_read(folder, &manifest));
     *meta = manifest.meta;
-    manifest.meta.config_yaml = NULL; /* the caller's now */
+    manifest.meta = (struct ckpt_meta){.step = 0}; /* the texts are the caller's now */
     ckpt_manifest_free(&manifest);
     return 0;
 }

@@ -81,17 +81,18 @@ static int write_meta(FILE *out, const struct ckpt_meta *meta)
     char model_id[HEX_DIGITS + 1], tokenizer_id[HEX_DIGITS + 1];
     format_hex(model_id, meta->model_id);
     format_hex(tokenizer_id, meta->tokenizer_id);
-    return write_entry(out,
-                       json_pack("{s:I, s:I, s:I, s:f, s:f, s:f, s:I, s:I, s:I, s:f, s:f, s:I, s:s, s:s, s:s, s:s}",
-                                 "step", (json_int_t)meta->step, "sequences", (json_int_t)meta->sequences,
-                                 "optim_steps", (json_int_t)meta->optim_steps, "tokens", meta->tokens, "grad_scale",
-                                 meta->grad_scale, "grad_norm", meta->grad_norm, "faults", (json_int_t)meta->faults,
-                                 "batches_skipped", (json_int_t)meta->batches_skipped, "loss_seen",
-                                 (json_int_t)meta->loss_seen, "loss_mean", meta->loss_mean, "loss_variance",
-                                 meta->loss_variance, "began", (json_int_t)meta->began, "model_id", model_id,
-                                 "tokenizer_id", tokenizer_id, "version", meta->version, "config_yaml",
-                                 meta->config_yaml ? meta->config_yaml : ""),
-                       "\"meta\": ");
+    return write_entry(
+        out,
+        json_pack("{s:I, s:I, s:I, s:f, s:f, s:f, s:I, s:I, s:I, s:f, s:f, s:I, s:s, s:s, s:s, s:s, s:o*}", "step",
+                  (json_int_t)meta->step, "sequences", (json_int_t)meta->sequences, "optim_steps",
+                  (json_int_t)meta->optim_steps, "tokens", meta->tokens, "grad_scale", meta->grad_scale, "grad_norm",
+                  meta->grad_norm, "faults", (json_int_t)meta->faults, "batches_skipped",
+                  (json_int_t)meta->batches_skipped, "loss_seen", (json_int_t)meta->loss_seen, "loss_mean",
+                  meta->loss_mean, "loss_variance", meta->loss_variance, "began", (json_int_t)meta->began, "model_id",
+                  model_id, "tokenizer_id", tokenizer_id, "version", meta->version, "config_yaml",
+                  meta->config_yaml ? meta->config_yaml : "", "record",
+                  meta->record ? json_loads(meta->record, 0, NULL) : NULL),
+        "\"meta\": ");
 }
 
 static int write_file_entry(FILE *out, const struct ckpt_file *file, const char *before)
@@ -251,8 +252,10 @@ static int parse_meta(json_t *root, struct ckpt_manifest *manifest)
         copy_text(manifest->saved_at, sizeof manifest->saved_at, saved_at) != 0) {
         return -1;
     }
+    json_t *record = json_object_get(json_object_get(root, "meta"), "record"); /* older checkpoints have none */
     meta->config_yaml = strdup(yaml);
-    return meta->config_yaml ? 0 : -1;
+    if (record) meta->record = json_dumps(record, JSON_COMPACT | JSON_REAL_PRECISION(17));
+    return meta->config_yaml && (!record || meta->record) ? 0 : -1;
 }
 
 static int parse_file(json_t *entry, struct ckpt_file *file)
@@ -397,8 +400,18 @@ void ckpt_manifest_free(struct ckpt_manifest *manifest)
     memset(manifest, 0, sizeof *manifest);
 }
 
+int ckpt_meta_copy(struct ckpt_meta *to, const struct ckpt_meta *from)
+{
+    *to = *from;
+    to->config_yaml = strdup(from->config_yaml ? from->config_yaml : "");
+    to->record = from->record ? strdup(from->record) : NULL;
+    if (to->config_yaml && (!from->record || to->record)) return 0;
+    FAIL(ERR_SYSTEM, "no memory left to save step %lld", (long long)from->step);
+}
+
 void ckpt_meta_free(struct ckpt_meta *meta)
 {
     free(meta->config_yaml);
-    meta->config_yaml = NULL;
+    free(meta->record);
+    meta->config_yaml = meta->record = NULL;
 }

@@ -158,8 +158,9 @@ int ckpt_check_owner(const struct ckpt_run *run)
 {
     struct owner owner;
     if (read_owner(run->dir, &owner) != 0) {
-        FAIL(ERR_SYSTEM, "%s/" OWNER " cannot be read any more: was the run's folder removed or unmounted?",
-             run->dir);
+        char why[ERR_MESSAGE_MAX / 2];
+        snprintf(why, sizeof why, "%s", err_message());
+        FAIL(ERR_SYSTEM, "%s. Was the run's folder removed or unmounted?", why);
     }
     if (strcmp(owner.name, run->owner) == 0) return 0;
     FAIL(ERR_TAKEN,

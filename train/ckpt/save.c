@@ -46,7 +46,7 @@ struct ckpt_saver {
     atomic_bool ready;
     struct err_record outcome; /* of the thread */
     /* Of the save under way: */
-    struct ckpt_meta meta; /* config_yaml is owned */
+    struct ckpt_meta meta; /* owned, as a copy */
     struct ckpt_slab *slabs;
     int n;
     struct ckpt_keep keep;
@@ -214,11 +214,8 @@ static int build_manifest(const struct ckpt_saver *save, struct ckpt_manifest *m
     manifest->n_files = manifest->n_ranks + 1 + (save->tokenizer_bytes > 0);
     manifest->files = calloc((size_t)manifest->n_files, sizeof *manifest->files);
     manifest->tensors = calloc((size_t)save->n, sizeof *manifest->tensors);
-    manifest->meta = save->meta;
-    manifest->meta.config_yaml = strdup(save->meta.config_yaml ? save->meta.config_yaml : "");
-    if (!manifest->files || !manifest->tensors || !manifest->meta.config_yaml) {
-        FAIL(ERR_SYSTEM, "%s: no memory left to save", save->final);
-    }
+    TRY(ckpt_meta_copy(&manifest->meta, &save->meta));
+    if (!manifest->files || !manifest->tensors) FAIL(ERR_SYSTEM, "%s: no memory left to save", save->final);
     memcpy(manifest->files, save->files, (size_t)save->comm->ranks * sizeof *manifest->files);
     manifest->n_tensors = save->n;
     for (int i = 0; i < save->n; i++) {
@@ -355,13 +352,12 @@ static int end_phase(struct ckpt_saver *save)
 static int end_save(struct ckpt_saver *save, int rc)
 {
     if (rc != 0 && save->begun) ckpt_folder_remove(save->temp);
-    free(save->meta.config_yaml);
+    ckpt_meta_free(&save->meta);
     free(save->slabs);
     free(save->mine);
     free(save->digest);
     free(save->all);
     free(save->files);
-    save->meta = (struct ckpt_meta){.config_yaml = NULL};
     save->slabs = NULL;
     save->mine = save->all = NULL;
     save->digest = NULL;
@@ -374,12 +370,9 @@ static int end_save(struct ckpt_saver *save, int rc)
 /* The saver's own copies of what the caller may forget. */
 static int copy_arguments(struct ckpt_saver *save, const struct ckpt_meta *meta, const struct ckpt_slab *slabs)
 {
-    save->meta = *meta;
-    save->meta.config_yaml = strdup(meta->config_yaml ? meta->config_yaml : "");
+    TRY(ckpt_meta_copy(&save->meta, meta));
     save->slabs = calloc((size_t)save->n, sizeof *save->slabs);
-    if (!save->meta.config_yaml || !save->slabs) {
-        FAIL(ERR_SYSTEM, "no memory left to save step %lld", (long long)meta->step);
-    }
+    if (!save->slabs) FAIL(ERR_SYSTEM, "no memory left to save step %lld", (long long)meta->step);
     memcpy(save->slabs, slabs, (size_t)save->n * sizeof *slabs);
     return 0;
 }

@@ -15,6 +15,7 @@
 #include "data/search.h"
 #include "data/shard.h"
 #include "err.h"
+#include "mix.h"
 
 #include <inttypes.h>
 #include <pthread.h>
@@ -352,6 +353,15 @@ int64_t loader_tokens(const struct loader *loader)
 int64_t loader_sequences(const struct loader *loader)
 {
     return loader->sequences;
+}
+
+uint64_t loader_fingerprint(const struct loader *loader, int d)
+{
+    const struct dataset *dataset = &loader->dataset[d];
+    uint64_t hash = (uint64_t)dataset->shards;
+    for (int i = 0; i < dataset->shards; i++)
+        hash = mix64(hash ^ mix64(shard_fingerprint(dataset->shard[i])));
+    return hash;
 }
 
 double loader_take_wait_s(struct loader *loader)

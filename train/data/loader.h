@@ -47,6 +47,8 @@ int64_t loader_micro_batches(const struct loader *loader);
 /* Tokens in all sets together, and whole sequences in them. */
 int64_t loader_tokens(const struct loader *loader);
 int64_t loader_sequences(const struct loader *loader);
+/* A hash of all that is in the d-th set, wherever it lies: its shards' contents, in their order. */
+uint64_t loader_fingerprint(const struct loader *loader, int d);
 /* Seconds that loader_next has waited since the last call. */
 double loader_take_wait_s(struct loader *loader);
 void loader_close(struct loader *loader);

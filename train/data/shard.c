@@ -345,6 +345,11 @@ const struct shard_info *shard_get_info(const struct shard *shard)
     return &shard->info;
 }
 
+uint64_t shard_fingerprint(const struct shard *shard)
+{
+    return shard->stored_checksum; /* it covers the checksums of all blocks */
+}
+
 uint64_t shard_file_bytes(const struct shard *shard)
 {
     return shard->map_bytes;

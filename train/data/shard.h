@@ -54,6 +54,8 @@ int shard_open(struct shard **out, const char *path);
 void shard_close(struct shard *shard);
 const char *shard_path(const struct shard *shard);
 const struct shard_info *shard_get_info(const struct shard *shard);
+/* A checksum of the whole contents: tokens, documents and their labels, wherever the file lies. */
+uint64_t shard_fingerprint(const struct shard *shard);
 uint64_t shard_file_bytes(const struct shard *shard);
 int shard_token_bytes(const struct shard *shard); /* 2 or 4 */
 /* Tokens begin … begin + n − 1, each checked to be below the shard's vocabulary. The range must lie in the shard.
