@@ -10,10 +10,11 @@
 #include "log.h"
 #include "metrics.h"
 #include "plan.h"
+#include "record.h"
 #include "replicas.h"
 #include "saving.h"
 #include "signals.h"
-#include "state.h"
+#include "start.h"
 #include "step.h"
 
 #include <errno.h>
@@ -21,6 +22,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 const char run_version[] = TATARA_VERSION " (" TATARA_COMMIT ")";
 
@@ -35,6 +37,8 @@ struct run {
     struct saving saving;
     int64_t vocab_size;
     uint64_t tokenizer_id;
+    char *record; /* of data and arithmetic; owned */
+    struct start_outcome start;
     int64_t done; /* steps */
     size_t base_bytes;
 };
@@ -153,62 +157,18 @@ static int open_folder(struct run *run)
     return ckpt_open_run_dir(run->comm, run->cfg->run.dir, run->cfg->run.takeover, &run->saving.folder);
 }
 
-/* Finds the checkpoint to go on from; folder "" when the run starts at step 0. Collective. */
-static int find_checkpoint(struct run *run, char folder[CKPT_PATH_MAX])
+/* From step 0 or a checkpoint. Collective. */
+static int begin(struct run *run)
 {
-    const char *from = run->cfg->checkpoint.resume;
-    folder[0] = '\0';
-    if (strcmp(from, "auto") == 0) return ckpt_find_newest(run->comm, run->cfg->run.dir, 0, INT64_MAX, 1, folder);
-    if (strcmp(from, "never") == 0) {
-        char newest[CKPT_PATH_MAX];
-        TRY(ckpt_find_newest(run->comm, run->cfg->run.dir, 0, INT64_MAX, 1, newest));
-        if (newest[0] == '\0') return 0;
-        return comm_agree(run->comm, err_raise(ERR_CONFIG, __FILE__, __LINE__,
-                                               "checkpoint.resume is never, but %s exists; remove it, or choose "
-                                               "another run.dir, so that no run is mixed with another",
-                                               newest));
-    }
-    snprintf(folder, CKPT_PATH_MAX, "%s", from);
-    return ckpt_verify(run->comm, folder);
-}
-
-/* The configuration of a checkpoint, which the caller frees; NULL: of a version that this one cannot read. */
-static struct config *config_before(const struct ckpt_meta *meta)
-{
-    struct config *before = calloc(1, sizeof *before);
-    if (before && meta->config_yaml &&
-        config_parse(before, "the checkpoint's configuration", meta->config_yaml, strlen(meta->config_yaml)) == 0)
-        return before;
-    err_clear();
-    free(before);
-    return NULL;
-}
-
-static int resume(struct run *run)
-{
-    int rc = 0;
-    char folder[CKPT_PATH_MAX];
-    struct ckpt_meta meta = {0};
-    struct config *before = NULL;
-    TRY(find_checkpoint(run, folder));
-    if (folder[0] == '\0') return saving_begin(&run->saving);
-    TRY(step_start(&run->step, false));
-    TRY_GOTO(comm_agree(run->comm, ckpt_read_meta(folder, &meta)), done);
-    TRY_GOTO(state_load(&run->step, folder, &meta), done);
-    run->done = meta.step;
-    before = config_before(&meta);
-    saving_resume(&run->saving, folder, &meta, before);
-    /* A run keeps the attention that it began with: what a clock would choose now could give other bits. */
-    if (before && run->cfg->top.attention == ATTENTION_AUTO) run->cfg->top.attention = before->top.attention;
-    log_info("resume: step %lld from %s", (long long)run->done, folder);
-    if (meta.tokenizer_id != run->tokenizer_id) {
-        log_warn("%s was trained with another tokenizer than %s: its tokens mean something else", folder,
-                 run->cfg->data.tokenizer);
-    }
-done:
-    free(before);
-    ckpt_meta_free(&meta);
-    return rc;
+    struct saving *saving = &run->saving;
+    TRY(comm_agree(run->comm, record_make(run->cfg, run->train, run->valid, &run->dev, run->comm, &run->record)));
+    saving->tokenizer_id = run->tokenizer_id;
+    saving->vocab_size = run->vocab_size;
+    saving->record = run->record;
+    TRY(start_begin(saving, &run->start));
+    run->done = run->start.done;
+    run->cfg->top.attention = run->start.attention;
+    return 0;
 }
 
 /* Rank 0 chooses what computes attention, and all take the same; the configuration says which from here on. Collective. */
@@ -229,7 +189,31 @@ static int choose_attention(struct run *run)
     return 0;
 }
 
-/* By rank 0. */
+/* Whether the file holds exactly this text. */
+static bool holds(const char *path, const char *text)
+{
+    const size_t bytes = strlen(text);
+    FILE *file = fopen(path, "rb");
+    char *found = malloc(bytes + 1);
+    const bool same = file && found && fread(found, 1, bytes + 1, file) == bytes && memcmp(found, text, bytes) == 0;
+    free(found);
+    if (file) (void)fclose(file);
+    return same;
+}
+
+/* Gives a config.yaml of an earlier attempt that is another the next free number: config.1.yaml was the first. */
+static int keep_config(const char *dir, const char *path)
+{
+    char kept[CONFIG_TEXT_MAX + 32];
+    int n = 1;
+    do {
+        snprintf(kept, sizeof kept, "%s/config.%d.yaml", dir, n++);
+    } while (access(kept, F_OK) == 0);
+    if (rename(path, kept) == 0 || errno == ENOENT) return 0;
+    FAIL(ERR_SYSTEM, "%s cannot be renamed to %s: %s; check the folder's rights", path, kept, strerror(errno));
+}
+
+/* The effective configuration, beside those of earlier attempts where they differ. By rank 0. */
 static int save_config(struct run *run)
 {
     int rc = 0;
@@ -238,6 +222,8 @@ static int save_config(struct run *run)
     FILE *file = NULL;
     snprintf(path, sizeof path, "%s/config.yaml", run->cfg->run.dir);
     TRY_GOTO(config_to_yaml(run->cfg, &text), done);
+    if (holds(path, text)) goto done;
+    TRY_GOTO(keep_config(run->cfg->run.dir, path), done);
     file = fopen(path, "w");
     if (!file || fputs(text, file) == EOF || fflush(file) != 0) {
         FAIL_GOTO(done, ERR_SYSTEM, "cannot write %s: %s; check the folder's rights and space", path,
@@ -261,10 +247,12 @@ static int open_metrics(struct run *run)
     /* On a GPU the arena is its memory, and what MPI takes is the host's. */
     const size_t comm_bytes = run->dev.kind == DEVICE_CPU ? comm_buffer_bytes(run->comm) : 0;
     return metrics_event(&run->metrics, run->done > 0 ? "resume" : "start", run->done,
-                         json_pack("{s:i, s:I, s:I, s:I, s:I, s:f}", "ranks", run->comm->ranks, "parameters",
-                                   (json_int_t)run->step.params.elems, "arena_bytes", (json_int_t)run->arena.size,
-                                   "planned_bytes", (json_int_t)(run->arena.size + comm_bytes), "base_rss_bytes",
-                                   (json_int_t)run->base_bytes, "matmul_flops", peak.flops));
+                         json_pack("{s:i, s:I, s:I, s:I, s:I, s:f, s:O*, s:O*}", "ranks", run->comm->ranks,
+                                   "parameters", (json_int_t)run->step.params.elems, "arena_bytes",
+                                   (json_int_t)run->arena.size, "planned_bytes",
+                                   (json_int_t)(run->arena.size + comm_bytes), "base_rss_bytes",
+                                   (json_int_t)run->base_bytes, "matmul_flops", peak.flops, "changes",
+                                   run->start.changes.list, "arithmetic_changes", run->start.changes.arithmetic));
 }
 
 /* A phase that may read or write files: it ends the run when it stands still for run.hang_timeout_s. */
@@ -371,10 +359,9 @@ static int run_train(struct comm *comm, struct config *cfg)
     log_info("model: %.1f M parameters; memory: %.0f MiB a rank", (double)run.step.params.elems / 1e6,
              (double)run.arena.size / (1 << 20));
     TRY_GOTO(watched(&run, "the run's folder", open_folder), done);
-    TRY_GOTO(watched(&run, "the checkpoint to go on from", resume), done);
+    TRY_GOTO(watched(&run, "the checkpoint to go on from", begin), done);
     TRY_GOTO(choose_attention(&run), done);
     TRY_GOTO(comm_agree(comm, watched(&run, "config.yaml", save_config)), done);
-    run.saving.tokenizer_id = run.tokenizer_id;
     TRY_GOTO(comm_agree(comm, saving_open(&run.saving)), done);
     TRY_GOTO(watched(&run, "metrics.jsonl", open_metrics), done);
     TRY_GOTO(loop(&run), done);
@@ -383,6 +370,8 @@ done:
     saving_close(&run.saving);
     ckpt_close_run_dir(&run.saving.folder);
     metrics_close(&run.metrics);
+    changes_close(&run.start.changes);
+    free(run.record);
     loader_close(run.valid);
     loader_close(run.train);
     step_close(&run.step);

@@ -1,6 +1,7 @@
 /* When a run saves, and what it says of it. */
 #include "saving.h"
 
+#include "changes.h"
 #include "clock.h"
 #include "err.h"
 #include "log.h"
@@ -77,7 +78,8 @@ static int start(struct saving *s, int64_t done)
                              .began = s->began,
                              .model_id = step->params.id,
                              .tokenizer_id = s->tokenizer_id,
-                             .tokens = step_tokens(step, done)};
+                             .tokens = step_tokens(step, done),
+                             .record = (char *)s->record};
     const struct ckpt_keep keep = {.newest = s->cfg->checkpoint.keep,
                                    .every = s->cfg->checkpoint.keep_every,
                                    .back = config_rewinds(s->cfg),
@@ -149,25 +151,33 @@ void saving_finish(struct saving *s)
 }
 
 /* The weights of another run's checkpoint, its optimizer state if asked for, and nothing else of it. */
-static int init_from(struct saving *s, const char *folder)
+static int init_from(struct saving *s, const char *named)
 {
     int rc = 0;
     const bool optimizer = s->cfg->checkpoint.init_optimizer;
+    char folder[CKPT_PATH_MAX] = "";
     struct ckpt_meta meta = {0};
+    struct config *before = NULL;
+    struct changes changes = {.list = NULL};
+    TRY(comm_agree(s->comm, s->comm->rank == 0 ? ckpt_choose(named, folder) : 0));
+    TRY(comm_bcast(s->comm, folder, sizeof folder, 0));
     TRY(ckpt_verify(s->comm, folder));
     TRY_GOTO(comm_agree(s->comm, ckpt_read_meta(folder, &meta)), done);
+    before = changes_before(&meta);
+    if (meta.model_id == s->step->params.id) /* else state_begin_from says what is wrong */
+        rc = changes_find(&changes, before, s->cfg, folder, &meta, s->vocab_size, s->tokenizer_id, NULL, false);
+    TRY_GOTO(comm_agree(s->comm, rc), done);
     TRY_GOTO(state_begin_from(s->step, folder, &meta, optimizer), done);
     log_info("weights%s: from %s, step %lld", optimizer ? " and optimizer state" : "", folder, (long long)meta.step);
 done:
+    changes_close(&changes);
+    free(before);
     ckpt_meta_free(&meta);
     return rc;
 }
 
-void saving_resume(struct saving *s, const char *folder, const struct ckpt_meta *meta, const struct config *before)
+void saving_resume(struct saving *s, bool own, const struct ckpt_meta *meta, const struct config *before)
 {
-    const char *run_dir = s->cfg->run.dir;
-    const size_t n = strlen(run_dir);
-    const bool own = strncmp(folder, run_dir, n) == 0 && folder[n] == '/';
     const bool kept = before && config_rewinds(before) && before->checkpoint.every == s->cfg->checkpoint.every;
     s->saved = own ? meta->step : -1;
     s->began = own && kept ? meta->began : meta->step;

@@ -18,7 +18,9 @@ struct saving {
     struct metrics *metrics;
     struct ckpt_run folder;
     uint64_t tokenizer_id;
-    char *tokenizer; /* its model, which goes into each checkpoint, on rank 0; owned */
+    int64_t vocab_size;
+    const char *record; /* of this start (record.h) */
+    char *tokenizer;    /* its model, which goes into each checkpoint, on rank 0; owned */
     size_t tokenizer_bytes;
     struct state_saver *saver;
     struct ckpt_saver *ckpt;   /* the saver's */
@@ -31,9 +33,9 @@ struct saving {
     bool asked; /* for a save that has not begun, since another is under way */
 };
 
-/* After a checkpoint of this folder has been loaded: what saving must know of it. `before`: its configuration, or NULL. */
-void saving_resume(struct saving *saving, const char *folder, const struct ckpt_meta *meta,
-                   const struct config *before);
+/* After a checkpoint has been loaded: what saving must know of it. own: it lies in run.dir. `before`: its configuration; NULL
+ * where that is not known, or where the run goes another course from here on. */
+void saving_resume(struct saving *saving, bool own, const struct ckpt_meta *meta, const struct config *before);
 /* The state with which a run without checkpoints begins: initial weights, or what
  * checkpoint.init_from and init_optimizer say. Collective. */
 int saving_begin(struct saving *saving);
@@ -59,7 +61,7 @@ void saving_finish(struct saving *saving);
  * a multiple is loaded, or the run begins anew; it comes to D (from step *done) by the same batches as before, and there
  * saving_jump leaves out the others. A checkpoint on request is of no use: batches that led to it may be left out by now.
  *
- * A run that resumed from another folder, with another checkpoint.every, or from an attempt that did not rewind may lack
+ * A run that resumed from another folder, on another course, with another checkpoint.every, or from an attempt that did not rewind may lack
  * older checkpoints: it goes back no further than to there (struct ckpt_meta's `began`), and ends with ERR_DATA when that
  * checkpoint is gone. The metrics' "rewind" event: step D, fault_step, and batches_skipped from D on. Collective. */
 int saving_rewind(struct saving *saving, int64_t *done);

@@ -63,7 +63,7 @@ NO_VECTORS int cpu_isa_check(void)
 const char *cpu_isa_compiled(void)
 {
     const char *name = "the baseline";
-#define X(feature, macro) \
+#define X(feature, macro, has) \
     if (COMPILED_FOR(macro)) name = feature;
     ISA_LIST(X)
 #undef X

@@ -39,6 +39,7 @@
 # to an end of its own, and the launcher's status says at most that nothing was started:
 #   0                   the run is finished, if its last checkpoint is there
 #   2 3 4 5 9 10        a new attempt would end the same way: the job ends with this status
+#   12                  the run belongs to another attempt, which goes on: the job ends and leaves the rest to that one
 #   11                  stopped with a checkpoint: queued again when the time limit is why, else the job ends with 11
 #   6                   disk or memory: tried again only once the run has a checkpoint, since a wrong set-up fails before
 #   7 8                 MPI or a device failed, a rank hangs: tried again
@@ -356,7 +357,7 @@ batch_main() {
     run_dir=$(plan_value run.dir)
     [[ -n $run_dir && $(plan_value run.last_step) =~ ^[0-9]+$ ]] ||
         refuse "$TATARA_PROGRAM plan does not print what scripts need: is it of the same version as $TATARA_ROOT/scripts?"
-    command=("$TATARA_PROGRAM" train "$config" checkpoint.resume=auto "$@")
+    command=("$TATARA_PROGRAM" train "$config" "$@")
     logs=$run_dir/logs
     mkdir -p "$logs" || refuse "$logs cannot be created"
     if [[ -z $batch_restart ]]; then
@@ -402,6 +403,10 @@ ${excluded[*]})}; newest checkpoint: step $before_step; log: $log"
         reason=$(grep -a -s -m 1 'tatara: error: ' "$log" || echo "see $log")
         case $status in
         0) finish 0 "the run is finished" ;;
+        12)
+            say "$reason"
+            exit 12
+            ;;
         2 | 3 | 4 | 5 | 9 | 10) finish "$status" "$reason; a new attempt would end the same" ;;
         esac
         [[ $limit == no ]] || again "stopped before the time limit" "$status"

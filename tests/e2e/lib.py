@@ -21,7 +21,7 @@ import h5py
 import numpy
 
 STATUS = {"usage": 2, "config": 3, "data": 4, "numeric": 5, "system": 6, "comm": 7, "device": 8, "unsupported": 9,
-          "stopped": 11}
+          "stopped": 11, "taken": 12}
 MIB = 1 << 20
 ERROR_MARK = "tatara: error: "
 WARNING_MARK = "warning: "

@@ -94,7 +94,7 @@ class Jobs(batch.Batch):
             self.assertEqual((self.fake / "environment").read_text(), "")
             started = self.started()
             self.assertEqual(len(started), 1, said)
-            self.assertIn(f"{lib.options.tatara} train {self.yaml} checkpoint.resume=auto", started[0])
+            self.assertIn(f"{lib.options.tatara} train {self.yaml}", started[0])
             self.assertIn({"slurm": "--nodes=2 --ntasks=4 --ntasks-per-node=2 --kill-on-bad-exit=1 --exclude=n3",
                            "pjm": "-n 4 "}.get(scheduler, "-n 4 --host n1:2,n2:2"), started[0])
 
