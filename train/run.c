@@ -4,6 +4,7 @@
 #include "ckpt/ckpt.h"
 #include "clock.h"
 #include "data/loader.h"
+#include "data/shard.h"
 #include "data/tokenizer.h"
 #include "device.h"
 #include "err.h"
@@ -119,6 +120,7 @@ int run_open_loaders(const struct config *cfg, int rank, int ranks, int64_t voca
                                      .vocab_size = vocab_size};
     if (cfg->data.train.n > 0) TRY(loader_open(train, &options));
     options.sets = &cfg->data.valid;
+    options.like = *train ? loader_shard_info(*train) : NULL;
     options.sequential = true;
     return cfg->data.valid.n > 0 ? loader_open(valid, &options) : 0;
 }
@@ -362,6 +364,8 @@ static int run_train(struct comm *comm, struct config *cfg)
     TRY_GOTO(watched(&run, "the checkpoint to go on from", begin), done);
     TRY_GOTO(choose_attention(&run), done);
     TRY_GOTO(comm_agree(comm, watched(&run, "config.yaml", save_config)), done);
+    run.saving.bos = loader_shard_info(run.train)->bos;
+    run.saving.eos = (int64_t)loader_shard_info(run.train)->eos;
     TRY_GOTO(comm_agree(comm, saving_open(&run.saving)), done);
     TRY_GOTO(watched(&run, "metrics.jsonl", open_metrics), done);
     TRY_GOTO(loop(&run), done);

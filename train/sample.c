@@ -49,6 +49,7 @@ struct sampling {
     struct config *cfg;
     struct ckpt_meta meta;
     struct tokenizer *tokenizer;
+    int32_t eos; /* ends a text; −1: there is none */
     struct device dev;
     struct params params;
     struct model model;
@@ -112,6 +113,8 @@ static int open_tokenizer(struct sampling *s)
     const char *path = s->options.tokenizer ? s->options.tokenizer : own[0] ? own : s->cfg->data.tokenizer;
     if (path[0] == '\0') FAIL(ERR_USAGE, "%s was trained without a tokenizer; name one with --tokenizer", s->ckpt);
     TRY(tokenizer_open(&s->tokenizer, path));
+    /* Checkpoints of earlier versions do not say what ended a document: it was the tokenizer's EOS. */
+    s->eos = s->meta.eos >= 0 ? (int32_t)s->meta.eos : tokenizer_eos(s->tokenizer);
     if (s->meta.tokenizer_id == tokenizer_id(s->tokenizer)) return 0;
     FAIL(ERR_DATA, "%s is not the tokenizer that %s was trained with; name that one with --tokenizer", path, s->ckpt);
 }
@@ -134,7 +137,8 @@ static int open_model(struct sampling *s, int64_t longest)
     return state_load_weights(&s->model, s->ckpt, &s->meta);
 }
 
-/* Tokens of all prompts, EOS before each (as between training documents); their greatest number in *longest. */
+/* Tokens of all prompts, before each what stood before the text of a document in training: BOS, or the last one's EOS.
+ * Their greatest number in *longest. */
 static int encode_prompts(struct sampling *s, int64_t *longest)
 {
     const int64_t seq_len = s->cfg->model.seq_len;
@@ -147,8 +151,7 @@ static int encode_prompts(struct sampling *s, int64_t *longest)
         if (!q->tok) FAIL(ERR_SYSTEM, "out of memory for a sequence of %lld tokens", (long long)seq_len);
         TRY(tokenizer_encode(s->tokenizer, s->options.prompt[i], strlen(s->options.prompt[i]), &tokens, &n));
         const bool fits = n + 1 < seq_len;
-        const int32_t eos = tokenizer_eos(s->tokenizer);
-        q->tok[q->n++] = eos >= 0 ? eos : 0;
+        q->tok[q->n++] = s->meta.bos >= 0 ? (int32_t)s->meta.bos : s->eos >= 0 ? s->eos : 0;
         if (fits && n > 0) memcpy(q->tok + q->n, tokens, (size_t)n * sizeof *tokens);
         free(tokens);
         if (!fits) {
@@ -179,7 +182,6 @@ static int feed(struct sampling *s, int64_t count, bool prompts)
 static int generate(struct sampling *s, int64_t longest, int64_t *made)
 {
     const int64_t seq_len = s->cfg->model.seq_len;
-    const int32_t eos = tokenizer_eos(s->tokenizer);
     *made = 0;
     TRY(feed(s, longest, true));
     for (int64_t k = 0; k < s->options.tokens; k++) {
@@ -189,8 +191,8 @@ static int generate(struct sampling *s, int64_t longest, int64_t *made)
             if (q->ended) continue;
             const int32_t token = draw(&s->options, s->logits + (int64_t)i * s->vocab_size, s->drawable, s->drawables,
                                        s->candidates, uniform_at(s->options.seed, i, q->n));
-            q->ended = token == eos || q->n == seq_len - 1;
-            if (token != eos) q->tok[q->n++] = token;
+            q->ended = token == s->eos || q->n == seq_len - 1;
+            if (token != s->eos) q->tok[q->n++] = token;
             living += !q->ended;
             ++*made;
         }
@@ -219,8 +221,7 @@ static int list_drawable(struct sampling *s)
     s->drawable = calloc((size_t)s->vocab_size, sizeof *s->drawable);
     if (!s->drawable) FAIL(ERR_SYSTEM, "out of memory for %lld tokens", (long long)s->vocab_size);
     for (int32_t token = 0; token < s->vocab_size; token++) {
-        if (tokenizer_has_text(s->tokenizer, token) || token == tokenizer_eos(s->tokenizer))
-            s->drawable[s->drawables++] = token;
+        if (tokenizer_has_text(s->tokenizer, token) || token == s->eos) s->drawable[s->drawables++] = token;
     }
     return 0;
 }

@@ -78,6 +78,8 @@ static int start(struct saving *s, int64_t done)
                              .began = s->began,
                              .model_id = step->params.id,
                              .tokenizer_id = s->tokenizer_id,
+                             .bos = s->bos,
+                             .eos = s->eos,
                              .tokens = step_tokens(step, done),
                              .record = (char *)s->record};
     const struct ckpt_keep keep = {.newest = s->cfg->checkpoint.keep,

@@ -18,6 +18,7 @@ struct saving {
     struct metrics *metrics;
     struct ckpt_run folder;
     uint64_t tokenizer_id;
+    int64_t bos, eos; /* as in struct ckpt_meta */
     int64_t vocab_size;
     const char *record; /* of this start (record.h) */
     char *tokenizer;    /* its model, which goes into each checkpoint, on rank 0; owned */

@@ -1,7 +1,11 @@
 """Tokenizers: what is refused in their place, and what prepare says of what they do to the text."""
 import ctypes
+import json
 import re
 import shutil
+import subprocess
+
+import h5py
 
 import lib
 
@@ -97,6 +101,89 @@ class Checkpoint(lib.Case):
         without = int(lib.plan_values(self, *words, "data.tokenizer=''")["checkpoint.bytes"])
         self.assertEqual(planned - without, self.tokenizer.stat().st_size)
         self.assertLessEqual(sum(path.stat().st_size for path in self.checkpoint.iterdir()), planned)
+
+
+def make_tokenizer(folder, name, *words, text=None):
+    """Trains a tokenizer of README's options, changed by the words, on the corpus or another text."""
+    options = ["--vocab_size=512", "--hard_vocab_limit=false", "--byte_fallback=true", "--character_coverage=1",
+               "--normalization_rule_name=identity", "--remove_extra_whitespaces=false", "--add_dummy_prefix=false",
+               "--num_threads=1", "--minloglevel=2"]
+    source = folder / f"{name}.txt"
+    source.write_text(text or (lib.options.data / "corpus.txt").read_text())
+    subprocess.run(["spm_train", f"--input={source}", f"--model_prefix={folder / name}", *options, *words], check=True)
+    return folder / f"{name}.model"
+
+
+def write_texts(path, texts):
+    path.write_text("".join(json.dumps({"id": f"{i:04d}", "text": text}) + "\n" for i, text in enumerate(texts)))
+    return path
+
+
+class Marks(lib.Case):
+    """The tokens around each document are options of prepare, recorded, and what sample goes by."""
+
+    END = "<|endoftext|>"
+    TEXT = "猫は歌う。"
+
+    def setUp(self):
+        super().setUp()
+        self.tokenizer = make_tokenizer(self.dir, "tok", "--eos_id=-1", f"--control_symbols={self.END}")
+        self.input = write_texts(self.dir / "texts.jsonl", [self.TEXT] * 400)
+
+    def prepare(self, name, *words, tokenizer=None):
+        return lib.tatara(["prepare", "--tokenizer", tokenizer or self.tokenizer, "--out", self.dir / name, *words,
+                           self.input])
+
+    def shards(self, name, *words):
+        result = self.prepare(name, *words)
+        self.assertEqual(result.status, 0, result)
+        return self.dir / name
+
+    def documents(self, folder):
+        (shard,) = folder.glob("*.h5")
+        with h5py.File(shard, "r") as file:
+            tokens, offsets, marks = file["tokens"][()], file["documents/offset"][()], dict(file.attrs)
+        return [list(tokens[begin:end]) for begin, end in zip(offsets, offsets[1:])], marks
+
+    def test_recorded(self):
+        plain, marks = self.documents(self.shards("plain", "--eos-piece", self.END))
+        self.assertNotIn("bos", marks)
+        both, marks = self.documents(self.shards("both", "--eos-piece", self.END, "--bos"))
+        bos, eos = int(marks["bos"]), int(marks["eos"])
+        self.assertNotEqual(bos, eos)
+        self.assertEqual(both, [[bos, *document] for document in plain])
+        self.assertEqual({document[-1] for document in both}, {eos})
+        report = json.loads((self.dir / "both/dataset.json").read_text())
+        self.assertEqual((report["bos_piece"], report["eos_piece"]), ("<s>", self.END))
+        shown = lib.tatara(["data", "show", "--verify", self.dir / "both"])
+        self.assertIn(f"EOS {eos}, BOS {bos} before each document", shown.stdout)
+
+    def test_refused(self):
+        self.assertFails(self.prepare("none"), "data", self.tokenizer, "has no EOS piece", "--eos-piece")
+        self.assertFails(self.prepare("none", "--eos-piece", "</doc>"), "data", self.tokenizer, "no piece </doc>")
+        without = make_tokenizer(self.dir, "without", "--bos_id=-1")
+        self.assertFails(self.prepare("none", "--bos", tokenizer=without), "data", without, "no BOS piece")
+
+    def test_mixture(self):
+        plain = self.shards("plain", "--eos-piece", self.END)
+        others = {"both": ["--eos-piece", self.END, "--bos"], "unk": ["--eos-piece", "<0x00>"]}
+        config, _ = self.config()
+        for name, words in others.items():
+            other = self.shards(name, *words)
+            for data in (f"data.train=[{{path: {plain}}}, {{path: {other}}}]",
+                         f"data.train=[{{path: {plain}}}] data.valid=[{{path: {other}}}]"):
+                with self.subTest(data=data):
+                    words = [f"data.tokenizer={self.tokenizer}", *re.findall(r"data\.\w+=\[.*?\](?= data|$)", data)]
+                    self.assertFails(lib.tatara(["train", config, *words]), "data", other, "--bos and --eos-piece")
+
+    def test_sampled(self):
+        """The model knows one document only, which begins after BOS and ends with END: so does what it says."""
+        shards = self.shards("both", "--eos-piece", self.END, "--bos")
+        run = self.train("run", f"data.tokenizer={self.tokenizer}", f"data.train=[{{path: {shards}}}]", "run.steps=60")
+        result = lib.tatara(["sample", "--ckpt", run, "--tokens", 40, "--temperature", 0])
+        self.assertEqual((result.status, result.stdout), (0, self.TEXT + "\n"), result)
+        begun = lib.tatara(["sample", "--ckpt", run, "--tokens", 40, "--temperature", 0, "--prompt", self.TEXT[:2]])
+        self.assertEqual(begun.stdout, self.TEXT + "\n", begun)
 
 
 class Kinds(lib.Case):

@@ -28,7 +28,7 @@ static inline uint64_t fixture_document_tokens(uint64_t d)
 static inline int fixture_write(const char *path, uint64_t documents, uint64_t salt, uint64_t vocab_size)
 {
     struct shard_builder *builder = NULL;
-    int rc = shard_builder_open(&builder, vocab_size, FIXTURE_EOS, FIXTURE_TOKENIZER);
+    int rc = shard_builder_open(&builder, vocab_size, -1, FIXTURE_EOS, FIXTURE_TOKENIZER);
     for (uint64_t d = 0; d < documents && rc == 0; d++) {
         const uint64_t n = fixture_document_tokens(d), begin = shard_builder_tokens(builder);
         int32_t tokens[64];

@@ -127,7 +127,7 @@ static void long_names_are_cut_and_stay_distinct(void **state)
     (void)state;
     char id[2][600] = {"", ""};
     struct shard_builder *builder = NULL;
-    assert_int_equal(shard_builder_open(&builder, FIXTURE_VOCAB, FIXTURE_EOS, 0), 0);
+    assert_int_equal(shard_builder_open(&builder, FIXTURE_VOCAB, -1, FIXTURE_EOS, 0), 0);
     for (int d = 0; d < 2; d++) {
         for (int i = 0; i < 199; i++)
             (void)snprintf(id[d] + (size_t)(3 * i), 4, "鋼"); /* three bytes each */

@@ -59,6 +59,7 @@ struct ckpt_meta {
     double grad_norm;      /* of the last step, from which the next scale comes; 0 before the first */
     uint64_t model_id;     /* hash of what makes two models incompatible: names and shapes of all parameters */
     uint64_t tokenizer_id; /* XXH3 of the tokenizer's file; 0: none */
+    int64_t bos, eos;      /* the tokens before and after each document of the data; −1: none, or not known */
     double tokens;         /* trained so far */
     /* What faulty steps left behind: how many there were, batches left out since, and the recent losses' statistics. */
     int64_t faults, batches_skipped, loss_seen;

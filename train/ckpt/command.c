@@ -147,6 +147,8 @@ static void show_meta(const char *folder, const struct ckpt_manifest *manifest)
            meta->grad_scale);
     printf("model id      %016" PRIx64 "\ntokenizer id  %016" PRIx64 ", %s\n", meta->model_id, meta->tokenizer_id,
            manifest->n_files > manifest->n_ranks + 1 ? "in " CKPT_TOKENIZER : "its model not in the checkpoint");
+    printf("documents     begin with %" PRId64 ", end with %" PRId64 " (-1: none, or not known)\n", meta->bos,
+           meta->eos);
     if (meta->record) printf("record        %s\n", meta->record);
     printf("configuration\n");
     for (const char *line = meta->config_yaml; *line;) {

@@ -83,14 +83,14 @@ static int write_meta(FILE *out, const struct ckpt_meta *meta)
     format_hex(tokenizer_id, meta->tokenizer_id);
     return write_entry(
         out,
-        json_pack("{s:I, s:I, s:I, s:f, s:f, s:f, s:I, s:I, s:I, s:f, s:f, s:I, s:s, s:s, s:s, s:s, s:o*}", "step",
-                  (json_int_t)meta->step, "sequences", (json_int_t)meta->sequences, "optim_steps",
-                  (json_int_t)meta->optim_steps, "tokens", meta->tokens, "grad_scale", meta->grad_scale, "grad_norm",
-                  meta->grad_norm, "faults", (json_int_t)meta->faults, "batches_skipped",
-                  (json_int_t)meta->batches_skipped, "loss_seen", (json_int_t)meta->loss_seen, "loss_mean",
-                  meta->loss_mean, "loss_variance", meta->loss_variance, "began", (json_int_t)meta->began, "model_id",
-                  model_id, "tokenizer_id", tokenizer_id, "version", meta->version, "config_yaml",
-                  meta->config_yaml ? meta->config_yaml : "", "record",
+        json_pack("{s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f, s:I, s:I, s:I, s:f, s:f, s:I, s:s, s:s, s:s, s:s, s:o*}",
+                  "step", (json_int_t)meta->step, "sequences", (json_int_t)meta->sequences, "optim_steps",
+                  (json_int_t)meta->optim_steps, "bos", (json_int_t)meta->bos, "eos", (json_int_t)meta->eos, "tokens",
+                  meta->tokens, "grad_scale", meta->grad_scale, "grad_norm", meta->grad_norm, "faults",
+                  (json_int_t)meta->faults, "batches_skipped", (json_int_t)meta->batches_skipped, "loss_seen",
+                  (json_int_t)meta->loss_seen, "loss_mean", meta->loss_mean, "loss_variance", meta->loss_variance,
+                  "began", (json_int_t)meta->began, "model_id", model_id, "tokenizer_id", tokenizer_id, "version",
+                  meta->version, "config_yaml", meta->config_yaml ? meta->config_yaml : "", "record",
                   meta->record ? json_loads(meta->record, 0, NULL) : NULL),
         "\"meta\": ");
 }
@@ -226,28 +226,32 @@ static int copy_text(char *to, size_t size, const char *from)
 static int parse_meta(json_t *root, struct ckpt_manifest *manifest)
 {
     struct ckpt_meta *meta = &manifest->meta;
-    json_int_t step = 0, sequences = -1;
+    json_int_t step = 0, sequences = -1, bos = -1, eos = -1;
     json_int_t optim_steps = INT64_MIN, began = INT64_MIN; /* older checkpoints have none: `step` */
     const char *model_id = NULL, *tokenizer_id = NULL, *version = NULL, *yaml = NULL, *saved_at = NULL;
     json_int_t faults = 0, skipped = 0, seen = 0; /* checkpoints of before there were any have none */
-    if (json_unpack(root, "{s:s, s:{s?I, s?I, s?I, s?I, s?I, s?F, s?F, s?I, s:I, s:F, s:F, s:F, s:s, s:s, s:s, s:s}}",
-                    "saved_at", &saved_at, "meta", "sequences", &sequences, "optim_steps", &optim_steps, "faults",
-                    &faults, "batches_skipped", &skipped, "loss_seen", &seen, "loss_mean", &meta->loss_mean,
-                    "loss_variance", &meta->loss_variance, "began", &began, "step", &step, "tokens", &meta->tokens,
-                    "grad_scale", &meta->grad_scale, "grad_norm", &meta->grad_norm, "model_id", &model_id,
-                    "tokenizer_id", &tokenizer_id, "version", &version, "config_yaml", &yaml) != 0) {
+    if (json_unpack(
+            root,
+            "{s:s, s:{s?I, s?I, s?I, s?I, s?I, s?I, s?I, s?F, s?F, s?I, s:I, s:F, s:F, s:F, s:s, s:s, s:s, s:s}}",
+            "saved_at", &saved_at, "meta", "sequences", &sequences, "optim_steps", &optim_steps, "bos", &bos, "eos",
+            &eos, "faults", &faults, "batches_skipped", &skipped, "loss_seen", &seen, "loss_mean", &meta->loss_mean,
+            "loss_variance", &meta->loss_variance, "began", &began, "step", &step, "tokens", &meta->tokens,
+            "grad_scale", &meta->grad_scale, "grad_norm", &meta->grad_norm, "model_id", &model_id, "tokenizer_id",
+            &tokenizer_id, "version", &version, "config_yaml", &yaml) != 0) {
         return -1;
     }
     meta->step = step;
     meta->sequences = sequences;
     meta->optim_steps = optim_steps == INT64_MIN ? step : optim_steps;
     meta->began = began == INT64_MIN ? step : began;
+    meta->bos = bos;
+    meta->eos = eos;
     meta->faults = faults;
     meta->batches_skipped = skipped;
     meta->loss_seen = seen;
-    if (step < 0 || sequences < -1 || meta->optim_steps < step || meta->began < 0 || meta->began > step ||
-        faults < 0 || skipped < 0 || seen < 0 || parse_hex(model_id, &meta->model_id) != 0 ||
-        parse_hex(tokenizer_id, &meta->tokenizer_id) != 0 ||
+    if (step < 0 || sequences < -1 || bos < -1 || bos > INT32_MAX || eos < -1 || eos > INT32_MAX ||
+        meta->optim_steps < step || meta->began < 0 || meta->began > step || faults < 0 || skipped < 0 || seen < 0 ||
+        parse_hex(model_id, &meta->model_id) != 0 || parse_hex(tokenizer_id, &meta->tokenizer_id) != 0 ||
         copy_text(meta->version, sizeof meta->version, version) != 0 ||
         copy_text(manifest->saved_at, sizeof manifest->saved_at, saved_at) != 0) {
         return -1;

@@ -157,10 +157,14 @@ static int encode(struct document *document, const struct document_rules *rules,
         document->drop = DROP_EMPTY;
         return 0;
     }
-    int32_t *tokens = realloc(document->tokens, ((size_t)document->n + 1) * sizeof *tokens);
+    int32_t *tokens = realloc(document->tokens, ((size_t)document->n + 2) * sizeof *tokens);
     if (!tokens) FAIL(ERR_SYSTEM, "out of memory for %" PRId64 " tokens", document->n);
-    tokens[document->n++] = rules->eos;
     document->tokens = tokens;
+    if (rules->bos >= 0) {
+        memmove(tokens + 1, tokens, (size_t)document->n++ * sizeof *tokens);
+        tokens[0] = rules->bos;
+    }
+    tokens[document->n++] = rules->eos;
     document->text_bytes = bytes;
     return 0;
 }

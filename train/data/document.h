@@ -55,7 +55,7 @@ struct document_rules {
     const char *source, *licence, *language; /* for documents that name none; source NULL: the file's origin */
     uint64_t max_bytes;                      /* of text */
     enum source_split text_split;
-    int32_t eos;
+    int32_t bos, eos; /* tokens before and after each document; bos −1: none */
 };
 
 struct document {
@@ -68,7 +68,7 @@ struct document {
     bool found[FIELDS]; /* the record has the field, be it null */
     struct shard_label label;
     uint64_t text_bytes;
-    int32_t *tokens; /* with EOS */
+    int32_t *tokens; /* with BOS, if any, and EOS */
     int64_t n;
 };
 

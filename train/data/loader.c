@@ -163,6 +163,26 @@ static void *read_ahead(void *argument)
     return NULL;
 }
 
+/* A model learns one way in which documents begin and end, and one meaning of each token. */
+static int check_alike(const struct shard *shard, const struct shard_info *like)
+{
+    const struct shard_info *info = shard_get_info(shard);
+    if (info->tokenizer_id != like->tokenizer_id) {
+        FAIL(ERR_DATA,
+             "%s was made with the tokenizer %016" PRIx64 ", and other shards of this run with %016" PRIx64
+             "; prepare all text with one tokenizer",
+             shard_path(shard), info->tokenizer_id, like->tokenizer_id);
+    }
+    if (info->bos != like->bos || info->eos != like->eos) {
+        FAIL(ERR_DATA,
+             "%s has BOS %" PRId64 " and EOS %" PRIu64
+             " around its documents, and other shards of this run BOS %" PRId64 " and EOS %" PRIu64
+             " (-1: none); prepare all text with the same --bos and --eos-piece",
+             shard_path(shard), info->bos, info->eos, like->bos, like->eos);
+    }
+    return 0;
+}
+
 static int check_shard(const struct loader_options *options, const struct shard *shard)
 {
     const struct shard_info *info = shard_get_info(shard);
@@ -189,6 +209,7 @@ static int open_shards(struct loader *loader, struct dataset *dataset, const str
         TRY(shard_open(&dataset->shard[i], paths->path[i]));
         dataset->shards = i + 1;
         TRY(check_shard(&loader->options, dataset->shard[i]));
+        TRY(check_alike(dataset->shard[i], loader->options.like ? loader->options.like : loader_shard_info(loader)));
         const int64_t tokens = (int64_t)shard_get_info(dataset->shard[i])->tokens;
         dataset->first_sequence[i + 1] = dataset->first_sequence[i] + (tokens - 1) / loader->options.seq_len;
         loader->tokens += tokens;
@@ -343,6 +364,11 @@ int loader_next(struct loader *loader, struct batch *batch)
 int64_t loader_micro_batches(const struct loader *loader)
 {
     return loader->micro_batches;
+}
+
+const struct shard_info *loader_shard_info(const struct loader *loader)
+{
+    return shard_get_info(loader->dataset[0].shard[0]);
 }
 
 int64_t loader_tokens(const struct loader *loader)

@@ -8,6 +8,7 @@
 #include "config.h"
 
 struct loader;
+struct shard_info;
 
 struct loader_options {
     const struct dataset_list *sets; /* used during loader_open only */
@@ -21,6 +22,8 @@ struct loader_options {
     bool sequential;
     uint64_t tokenizer_id; /* XXH3 of the tokenizer's file that made the shards; 0: do not check */
     int64_t vocab_size;    /* shards of a larger vocabulary are ERR_DATA */
+    /* All shards must be of one tokenizer, and begin and end documents alike: as this one says, or the first of them. */
+    const struct shard_info *like;
 };
 
 /* Arrays of sequences × seq_len, row-major, owned by the loader and valid until the next loader_next. */
@@ -44,6 +47,8 @@ int loader_seek(struct loader *loader, int64_t position);
 int loader_next(struct loader *loader, struct batch *batch);
 /* Training: micro-batches of this rank in one step. Sequential: in the whole pass. */
 int64_t loader_micro_batches(const struct loader *loader);
+/* What the first shard says of the tokens. It lives as long as the loader. */
+const struct shard_info *loader_shard_info(const struct loader *loader);
 /* Tokens in all sets together, and whole sequences in them. */
 int64_t loader_tokens(const struct loader *loader);
 int64_t loader_sequences(const struct loader *loader);

@@ -21,19 +21,19 @@
 #define USUAL_BYTES_PER_TOKEN 4
 
 struct options {
-    const char *tokenizer, *out, *valid_out, *source, *licence, *language, *documents;
+    const char *tokenizer, *out, *valid_out, *source, *licence, *language, *documents, *eos_piece;
     const char *key[FIELDS]; /* NULL: the usual ones */
     double valid_fraction;
     int64_t max_document_bytes, shard_tokens, threads;
-    bool overwrite, help;
+    bool bos, overwrite, help;
 };
 
-enum { OPTIONS = 18, PLACE_BYTES = 512, NAMES_BYTES = 400 };
+enum { OPTIONS = 20, PLACE_BYTES = 512, NAMES_BYTES = 400 };
 
 static void describe_options(struct options *o, struct arg args[OPTIONS])
 {
     const struct arg all[OPTIONS] = {
-        {"tokenizer", "FILE", ARG_PATH, &o->tokenizer, 0, 0, "SentencePiece model; it must have an EOS token"},
+        {"tokenizer", "FILE", ARG_PATH, &o->tokenizer, 0, 0, "SentencePiece model"},
         {"out", "DIR", ARG_PATH, &o->out, 0, 0, "folder to make, with the shards"},
         {"valid-out", "DIR", ARG_PATH, &o->valid_out, 0, 0, "folder to make, with documents held out from --out"},
         {"valid-fraction", "X", ARG_NUM, &o->valid_fraction, 0, 1,
@@ -52,6 +52,8 @@ static void describe_options(struct options *o, struct arg args[OPTIONS])
          "source of documents that name none (the input's name, without endings)"},
         {"licence", "NAME", ARG_TEXT, &o->licence, 0, 0, "licence of documents that name none (unknown)"},
         {"language", "NAME", ARG_TEXT, &o->language, 0, 0, "language of documents that name none (unknown)"},
+        {"bos", NULL, ARG_FLAG, &o->bos, 0, 0, "put the tokenizer's BOS piece before each document"},
+        {"eos-piece", "PIECE", ARG_TEXT, &o->eos_piece, 0, 0, "piece that ends a document (the tokenizer's EOS)"},
         {"max-document-bytes", "N", ARG_INT, &o->max_document_bytes, 1, 1e9,
          "larger documents are dropped and counted (8388608)"},
         {"shard-tokens", "N", ARG_INT, &o->shard_tokens, 1, 1e12,
@@ -101,6 +103,26 @@ static int check_options(const struct options *o, int inputs)
     return 0;
 }
 
+/* The tokens before (−1: none) and after each document. */
+static int find_marks(const struct tokenizer *tokenizer, const struct options *o, int32_t *bos, int32_t *eos)
+{
+    *bos = o->bos ? tokenizer_bos(tokenizer) : -1;
+    *eos = o->eos_piece ? tokenizer_find_piece(tokenizer, o->eos_piece) : tokenizer_eos(tokenizer);
+    if (o->bos && *bos < 0)
+        FAIL(ERR_DATA, "%s has no BOS piece (spm_train --bos_id=1): leave out --bos", o->tokenizer);
+    if (o->eos_piece && *eos < 0) {
+        FAIL(ERR_DATA, "%s has no piece %s; --eos-piece names one as it stands in the model", o->tokenizer,
+             o->eos_piece);
+    }
+    if (*eos < 0) {
+        FAIL(ERR_DATA,
+             "%s has no EOS piece such as </s>; name the piece that ends a document with --eos-piece, for example "
+             "--eos-piece '<|endoftext|>', or train the tokenizer with one (spm_train --eos_id=2)",
+             o->tokenizer);
+    }
+    return 0;
+}
+
 /* Everything that a rank can find out alone: options, tokenizer, inputs and their division. */
 static int plan_work(struct prepare_work *work, const struct options *o, struct output *outputs, int inputs,
                      char **input)
@@ -111,14 +133,14 @@ static int plan_work(struct prepare_work *work, const struct options *o, struct 
     TRY(output_name(&outputs[0], o->out));
     if (o->valid_out) TRY(output_name(&outputs[1], o->valid_out));
     TRY(tokenizer_open(&work->tokenizer, o->tokenizer));
-    const int32_t eos = tokenizer_eos(work->tokenizer);
-    if (eos < 0)
-        FAIL(ERR_DATA, "%s has no EOS token; train the tokenizer with one (spm_train --eos_id=2)", o->tokenizer);
+    int32_t bos = -1, eos = -1;
+    TRY(find_marks(work->tokenizer, o, &bos, &eos));
     work->rules = (struct document_rules){.source = o->source,
                                           .licence = o->licence,
                                           .language = o->language,
                                           .max_bytes = (uint64_t)o->max_document_bytes,
                                           .text_split = text_split,
+                                          .bos = bos,
                                           .eos = eos};
     memcpy(work->rules.key, o->key, sizeof o->key);
     work->valid_fraction = o->valid_out ? o->valid_fraction : 0;
@@ -263,8 +285,12 @@ static json_t *make_report(const struct prepare_work *work, const struct options
         (void)json_array_append_new(names, json_string(utf8_show(input[i], "", shown, sizeof shown)));
     }
     (void)snprintf(id, sizeof id, "%016" PRIx64, tokenizer_id(work->tokenizer));
-    return json_pack("{s:s, s:s, s:s, s:I, s:I, s:I, s:b, s:f, s:o, s:o, s:o}", "format", "tatara-dataset",
-                     "tokenizer", o->tokenizer, "tokenizer_id", id, "documents", (json_int_t)c->documents[side],
+    char tokenizer[PLACE_BYTES];
+    const struct document_rules *rules = &work->rules;
+    return json_pack("{s:s, s:s, s:s, s:s*, s:s, s:I, s:I, s:I, s:b, s:f, s:o, s:o, s:o}", "format", "tatara-dataset",
+                     "tokenizer", utf8_show(o->tokenizer, "", tokenizer, sizeof tokenizer), "tokenizer_id", id,
+                     "bos_piece", rules->bos >= 0 ? tokenizer_piece(work->tokenizer, rules->bos) : NULL, "eos_piece",
+                     tokenizer_piece(work->tokenizer, rules->eos), "documents", (json_int_t)c->documents[side],
                      "tokens", (json_int_t)c->tokens[side], "text_bytes", (json_int_t)c->text_bytes[side], "held_out",
                      side, "valid_fraction", work->valid_fraction, "inputs", names, "dropped_from_inputs", dropped,
                      "first_dropped", first);

@@ -230,7 +230,7 @@ static int run_group(struct group *group, struct progress *progress, bool *stop)
         group->batch[i] = calloc(1, sizeof *group->batch[i]);
         if (!group->batch[i]) FAIL_GOTO(done, ERR_SYSTEM, "out of memory");
         TRY_GOTO(shard_builder_open(&group->builder[i], (uint64_t)tokenizer_vocab_size(work->tokenizer),
-                                    (uint64_t)work->rules.eos, tokenizer_id(work->tokenizer)),
+                                    work->rules.bos, (uint64_t)work->rules.eos, tokenizer_id(work->tokenizer)),
                  done);
     }
     TRY_GOTO(run_batches(group, progress, stop), done);

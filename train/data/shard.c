@@ -136,11 +136,15 @@ static int read_info(struct shard *shard, hid_t file)
     SHARD_COUNTS(X)
 #undef X
     TRY(read_count(file, shard->path, "checksum", &shard->stored_checksum));
-    if (shard->info.format_version != SHARD_FORMAT_VERSION) {
+    if (shard->info.format_version < 1 || shard->info.format_version > SHARD_FORMAT_VERSION) {
         FAIL(ERR_DATA,
-             "%s has format version %" PRIu64 ", this program reads version %d; make it again with `tatara prepare`",
+             "%s has format version %" PRIu64
+             ", this program reads versions up to %d; make it again with `tatara prepare`",
              shard->path, shard->info.format_version, SHARD_FORMAT_VERSION);
     }
+    uint64_t bos = (uint64_t)-1;
+    if (shard->info.format_version > 1) TRY(read_count(file, shard->path, "bos", &bos));
+    shard->info.bos = (int64_t)bos;
     return 0;
 }
 
@@ -264,7 +268,12 @@ static int check_header(const struct shard *shard)
     if (checksum != shard->stored_checksum) {
         FAIL(ERR_DATA, "%s: the header is damaged (its checksum does not match); " REMEDY, shard->path);
     }
-    if (shard->info.vocab_size > INT32_MAX) FAIL(ERR_DATA, "%s: a vocabulary of more than 2^31", shard->path);
+    const struct shard_info *info = &shard->info;
+    if (info->vocab_size > INT32_MAX) FAIL(ERR_DATA, "%s: a vocabulary of more than 2^31", shard->path);
+    if (info->eos >= info->vocab_size || info->bos >= (int64_t)info->vocab_size) {
+        FAIL(ERR_DATA, "%s: BOS or EOS is not in its vocabulary of %" PRIu64 "; " REMEDY, shard->path,
+             info->vocab_size);
+    }
     for (int t = 0; t < SHARD_TABLES; t++) {
         const struct shard_table *table = &shard->tables[t];
         for (uint64_t row = 0; row < table->rows; row++) {

@@ -2,7 +2,8 @@
  *
  * A shard is an HDF5 file of plain contiguous datasets, to be read as easily with h5py or h5dump as with Tatara:
  *
- *   /tokens               u16 or u32 [tokens]      all documents one after the other, each ended by EOS
+ *   /tokens               u16 or u32 [tokens]      all documents one after the other, each ended by EOS, and begun
+ *                                                  with BOS if the attribute bos says so
  *   /documents/offset     u64 [documents + 1]      where in /tokens each document begins
  *   /documents/id         text [documents]
  *   /documents/source     u32 [documents]          row of /sources; likewise licence and language
@@ -37,6 +38,7 @@ struct shard_info {
 #define X(name) uint64_t name;
     SHARD_COUNTS(X)
 #undef X
+    int64_t bos; /* the token before each document; −1: none, and no attribute */
 };
 
 /* What is known of a document. */
@@ -72,9 +74,10 @@ int shard_verify(struct shard *shard);
 struct shard_builder;
 
 /* An empty shard in memory, for tokens of a tokenizer with this vocabulary. */
-int shard_builder_open(struct shard_builder **out, uint64_t vocab_size, uint64_t eos, uint64_t tokenizer_id);
+int shard_builder_open(struct shard_builder **out, uint64_t vocab_size, int64_t bos, uint64_t eos,
+                       uint64_t tokenizer_id);
 void shard_builder_close(struct shard_builder *builder);
-/* Appends a document of n ≥ 1 tokens (EOS included), made from text_bytes of text. */
+/* Appends a document of n ≥ 1 tokens (BOS, if any, and EOS included), made from text_bytes of text. */
 int shard_builder_add(struct shard_builder *builder, const int32_t *tokens, uint64_t n, uint64_t text_bytes,
                       const struct shard_label *label);
 uint64_t shard_builder_tokens(const struct shard_builder *builder);

@@ -52,7 +52,8 @@ int shard_header_checksum(const struct shard_info *info, const struct shard_arra
     XXH3_state_t *hash = XXH3_createState();
     if (!hash) FAIL(ERR_SYSTEM, "out of memory for a checksum");
     XXH3_64bits_reset(hash);
-    XXH3_64bits_update(hash, info, sizeof *info);
+    XXH3_64bits_update(hash, info, offsetof(struct shard_info, bos));
+    if (info->bos >= 0) XXH3_64bits_update(hash, &info->bos, sizeof info->bos);
     for (int a = 0; a < SHARD_ARRAYS; a++) {
         const uint64_t shape[] = {arrays[a].elems, arrays[a].elem_bytes, arrays[a].blocks};
         XXH3_64bits_update(hash, shape, sizeof shape);

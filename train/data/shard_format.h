@@ -8,7 +8,7 @@
 #include <xxhash.h>
 
 #define SHARD_FORMAT "tatara-shard"
-#define SHARD_FORMAT_VERSION 1
+#define SHARD_FORMAT_VERSION 2 /* of a shard with BOS; without it 1, which is the same otherwise */
 #define SHARD_BLOCK_BYTES ((uint64_t)1 << 20)
 
 /* The mapped arrays: name, dataset, dataset of its checksums. */

@@ -48,13 +48,17 @@ struct image {
     uint64_t checksum, bytes;
 };
 
-int shard_builder_open(struct shard_builder **out, uint64_t vocab_size, uint64_t eos, uint64_t tokenizer_id)
+int shard_builder_open(struct shard_builder **out, uint64_t vocab_size, int64_t bos, uint64_t eos,
+                       uint64_t tokenizer_id)
 {
     struct shard_builder *builder = calloc(1, sizeof *builder);
     *out = builder;
     if (!builder) FAIL(ERR_SYSTEM, "out of memory");
-    builder->info = (struct shard_info){
-        .format_version = SHARD_FORMAT_VERSION, .vocab_size = vocab_size, .eos = eos, .tokenizer_id = tokenizer_id};
+    builder->info = (struct shard_info){.format_version = bos >= 0 ? SHARD_FORMAT_VERSION : 1,
+                                        .vocab_size = vocab_size,
+                                        .bos = bos,
+                                        .eos = eos,
+                                        .tokenizer_id = tokenizer_id};
     return 0;
 }
 
@@ -285,6 +289,7 @@ static herr_t write_image(hid_t file, const struct shard_info *info, const struc
     if (status >= 0) status = write_attribute(file, #name, H5Tcopy(H5T_STD_U64LE), &info->name);
     SHARD_COUNTS(X)
 #undef X
+    if (status >= 0 && info->bos >= 0) status = write_attribute(file, "bos", H5Tcopy(H5T_STD_U64LE), &info->bos);
     if (status >= 0) status = write_attribute(file, "checksum", H5Tcopy(H5T_STD_U64LE), &image->checksum);
     for (int a = 0; a < SHARD_ARRAYS && status >= 0; a++) {
         const enum shard_array_kind kind = (enum shard_array_kind)a;

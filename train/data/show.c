@@ -117,8 +117,10 @@ static void print_totals(const char *path, int shards, const struct totals *tota
            path, shards, totals->documents, totals->tokens, 8 * totals->token_bytes,
            (double)totals->text_bytes / (double)totals->tokens, 1e-6 * (double)totals->text_bytes,
            1e-6 * (double)totals->file_bytes);
-    printf("tokenizer: %016" PRIx64 ", vocabulary %" PRIu64 ", EOS %" PRIu64 "\n", totals->first.tokenizer_id,
+    printf("tokenizer: %016" PRIx64 ", vocabulary %" PRIu64 ", EOS %" PRIu64, totals->first.tokenizer_id,
            totals->first.vocab_size, totals->first.eos);
+    if (totals->first.bos >= 0) printf(", BOS %" PRId64 " before each document", totals->first.bos);
+    putchar('\n');
     static const char *const titles[] = {"sources", "licences", "languages"};
     for (int t = 0; t < 3; t++)
         print_names(titles[t], totals->names[t]);

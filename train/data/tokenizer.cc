@@ -109,6 +109,22 @@ int64_t tokenizer_vocab_size(const struct tokenizer *tokenizer)
     return tokenizer->processor.GetPieceSize();
 }
 
+int32_t tokenizer_bos(const struct tokenizer *tokenizer)
+{
+    return tokenizer->processor.bos_id();
+}
+
+int32_t tokenizer_find_piece(const struct tokenizer *tokenizer, const char *piece)
+{
+    const int id = tokenizer->processor.PieceToId(piece); // <unk> for what is not there
+    return tokenizer->processor.IdToPiece(id) == piece ? id : -1;
+}
+
+const char *tokenizer_piece(const struct tokenizer *tokenizer, int32_t token)
+{
+    return tokenizer->processor.IdToPiece(token).c_str();
+}
+
 int32_t tokenizer_eos(const struct tokenizer *tokenizer)
 {
     return tokenizer->processor.eos_id();

@@ -12,7 +12,12 @@ struct tokenizer;
 int tokenizer_open(struct tokenizer **tokenizer, const char *path);
 void tokenizer_close(struct tokenizer *tokenizer);
 int64_t tokenizer_vocab_size(const struct tokenizer *tokenizer);
-int32_t tokenizer_eos(const struct tokenizer *tokenizer); /* −1: the model has none */
+int32_t tokenizer_bos(const struct tokenizer *tokenizer); /* −1: the model has none */
+int32_t tokenizer_eos(const struct tokenizer *tokenizer); /* likewise */
+/* The token that is the piece of this name; −1: there is none. */
+int32_t tokenizer_find_piece(const struct tokenizer *tokenizer, const char *piece);
+/* A token's piece, as the model names it; it lives as long as the tokenizer. */
+const char *tokenizer_piece(const struct tokenizer *tokenizer, int32_t token);
 /* Whether the token stands for text: it is in the vocabulary, and neither <unk>, nor a control piece, nor unused. */
 bool tokenizer_has_text(const struct tokenizer *tokenizer, int32_t token);
 /* XXH3 of the model file's bytes. */
