@@ -186,6 +186,75 @@ class Marks(lib.Case):
         self.assertEqual(begun.stdout, self.TEXT + "\n", begun)
 
 
+class Fidelity(lib.Case):
+    """prepare encodes documents, decodes them and compares: what is lost is counted by kind, with the remedy."""
+
+    # Tokenizers are trained on the corpus with the README's options and these words. What comes back of the documents:
+    # the counts that are not 0, and words of the warning.
+    TEXTS = ["猫は歌う。\n\n毎日  鉄を\n", "  学生が 静かに ", "ＡＢＣ①㍻"]
+    CASES = {
+        "identity": (["--user_defined_symbols=\u2581"], {}, []),
+        "no_space": ([], {"changed_documents": 2, "spaces": 6}, ["6 spaces come back", "--user_defined_symbols=\u2581"]),
+        "nfkc": (["--normalization_rule_name=nmt_nfkc", "--user_defined_symbols=\u2581"],
+                 {"changed_documents": 2, "characters": 5, "newlines": 3},
+                 ["5 characters changed", "3 newlines lost", "--normalization_rule_name=identity"]),
+        "squeezed": (["--remove_extra_whitespaces=true", "--user_defined_symbols=\u2581"],
+                     {"changed_documents": 2, "space_runs": 1, "trimmed": 1},
+                     ["1 runs of spaces", "1 document(s) without", "--remove_extra_whitespaces=false"]),
+        "no_bytes": (["--byte_fallback=false", "--user_defined_symbols=\u2581"],
+                     {"changed_documents": 2, "newlines": 3, "unknown_tokens": 3, "byte_fallback": False},
+                     ["<unk> (3)", "no byte fallback", "--byte_fallback"]),
+        "prefix": (["--add_dummy_prefix=true", "--user_defined_symbols=\u2581"], {"adds_space": True}, []),
+    }
+
+    def prepare(self, tokenizer, out, ranks=0, texts=None):
+        path = write_texts(self.dir / "texts.jsonl", texts or self.TEXTS)
+        result = lib.tatara(["prepare", "--overwrite", "--tokenizer", tokenizer, "--out", out, path], ranks)
+        self.assertEqual(result.status, 0, result)
+        return result, json.loads((out / "dataset.json").read_text())
+
+    def test_kinds(self):
+        for name, (words, wanted, said) in self.CASES.items():
+            with self.subTest(name=name):
+                tokenizer, out = make_tokenizer(self.dir, name, *words), self.dir / "out"
+                result, report = self.prepare(tokenizer, out)
+                fidelity = dict(report["fidelity"])
+                self.assertEqual((fidelity.pop("compared_documents"), fidelity.pop("tokens") > 0), (3, True))
+                self.assertEqual(fidelity.pop("compared_bytes"), sum(len(text.encode()) for text in self.TEXTS))
+                expected = {"byte_fallback": True, "adds_space": False, **wanted}
+                self.assertEqual({key: n for key, n in fidelity.items() if n or key in expected}, expected)
+                warnings = [line for line in result.warnings() if "does not give the text back" in line]
+                self.assertEqual(len(warnings), 1 if said else 0, result)
+                shown = lib.tatara(["data", "show", out]).stdout
+                for text in said:
+                    self.assertIn(text, warnings[0])
+                    if not text.startswith("--"):
+                        self.assertIn(text, shown)
+                self.assertEqual(self.prepare(tokenizer, out, ranks=2)[1], report)
+
+    def test_long_document(self):
+        """Of a long document the beginning is compared, up to a character that is no space."""
+        tokenizer = make_tokenizer(self.dir, "no_space", "--user_defined_symbols=\u2581")
+        _, report = self.prepare(tokenizer, self.dir / "out", texts=["猫 " * 20000])
+        self.assertEqual(report["fidelity"]["changed_documents"], 0)
+        self.assertLess(abs(report["fidelity"]["compared_bytes"] - (32 << 10)), 5)
+
+    def test_version(self):
+        version = subprocess.run(["pkg-config", "--modversion", "sentencepiece"], capture_output=True, text=True)
+        report = json.loads((lib.train_shards() / "dataset.json").read_text())
+        self.assertEqual(report["sentencepiece"], version.stdout.strip())
+        other = self.dir / "other"
+        shutil.copytree(lib.train_shards(), other)
+        (other / "dataset.json").write_text(json.dumps({**report, "sentencepiece": "0.2.3"}))
+        self.assertIn("SentencePiece 0.2.3", lib.tatara(["data", "show", other]).stdout)
+        data = f"data.train=[{{path: {lib.train_shards()}}}, {{path: {other}}}]"
+        config, _ = self.config()
+        result = lib.tatara(["train", config, data, "run.steps=1", "optim.warmup_steps=0", "optim.decay_steps=1"], 2)
+        self.assertEqual(result.status, 0, result)
+        self.assertEqual([f"{other} was made with SentencePiece 0.2.3" in line for line in result.warnings()].count(True),
+                         1, result)
+
+
 class Kinds(lib.Case):
     """What people give in place of a SentencePiece model or a shard is named."""
 

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 static int is_shard_name(const char *name)
 {
@@ -109,6 +110,22 @@ int dataset_shards(struct path_list *shards, const char *path)
                        DATASET_SUFFIX);
     }
     return rc;
+}
+
+int dataset_report(json_t **report, const char *path)
+{
+    char *list_path = NULL;
+    json_error_t why;
+    *report = NULL;
+    TRY(path_join(&list_path, path, DATASET_LIST));
+    const bool there = access(list_path, F_OK) == 0;
+    if (there) *report = json_load_file(list_path, 0, &why);
+    free(list_path);
+    if (there && !*report) {
+        FAIL(ERR_DATA, "%s/" DATASET_LIST " is damaged (%s); make the dataset again with `tatara prepare`", path,
+             why.text);
+    }
+    return 0;
 }
 
 /* One entry of the list. */

@@ -14,6 +14,9 @@
 
 /* The shards of the dataset at `path`, in their order. ERR_DATA when there are none or the list does not agree. */
 int dataset_shards(struct path_list *shards, const char *path);
+/* What dataset.json says of the dataset at `path`, to be freed with json_decref; NULL for what has none. ERR_DATA when it
+ * cannot be read. */
+int dataset_report(json_t **report, const char *path);
 /* Writes the list of the folder: `report` with an array "shards" of {file, bytes, tokens, documents} added, made by
  * opening each shard there. Takes no ownership of report. */
 int dataset_write_list(const char *folder, json_t *report);

@@ -4,6 +4,7 @@
 #ifndef TATARA_DOCUMENT_H
 #define TATARA_DOCUMENT_H
 
+#include "data/fidelity.h"
 #include "data/jsonl.h"
 #include "data/shard.h"
 #include "data/source.h"
@@ -55,6 +56,7 @@ struct document_rules {
     const char *source, *licence, *language; /* for documents that name none; source NULL: the file's origin */
     uint64_t max_bytes;                      /* of text */
     enum source_split text_split;
+    int32_t unk;      /* the token for what the tokenizer does not know */
     int32_t bos, eos; /* tokens before and after each document; bos −1: none */
 };
 
@@ -70,6 +72,8 @@ struct document {
     uint64_t text_bytes;
     int32_t *tokens; /* with BOS, if any, and EOS */
     int64_t n;
+    bool compared; /* set by the reader: it is one of those of which is measured what the tokenizer gives back */
+    struct fidelity fidelity;
 };
 
 /* The largest record that can hold a document within the rules: in JSON a byte may be written as six. */

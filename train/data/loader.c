@@ -14,11 +14,14 @@
 #include "data/sampler.h"
 #include "data/search.h"
 #include "data/shard.h"
+#include "data/tokenizer.h"
 #include "err.h"
+#include "log.h"
 #include "mix.h"
 
 #include <inttypes.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -234,6 +237,28 @@ static int open_dataset(struct loader *loader, struct dataset *dataset, const ch
     return 0;
 }
 
+/* Versions of SentencePiece do not all make the same tokens of a text: a mixture of them is worth a line. */
+static int compare_versions(const struct loader *loader)
+{
+    char first[TOKENIZER_VERSION_MAX] = "";
+    const struct dataset_list *sets = loader->options.sets;
+    for (int d = 0; d < sets->n && loader->options.rank == 0; d++) {
+        json_t *report = NULL;
+        TRY(dataset_report(&report, sets->entry[d].path));
+        const char *version = json_string_value(json_object_get(report, "sentencepiece"));
+        if (version && first[0] == '\0') (void)snprintf(first, sizeof first, "%s", version);
+        const bool other = version && strcmp(first, version) != 0;
+        if (other) {
+            log_warn(
+                "%s was made with SentencePiece %s, data before it with %s: equal text can be of other tokens in it",
+                sets->entry[d].path, version, first);
+        }
+        json_decref(report);
+        if (other) break;
+    }
+    return 0;
+}
+
 static int open_datasets(struct loader *loader)
 {
     const struct dataset_list *sets = loader->options.sets;
@@ -255,6 +280,7 @@ static int open_datasets(struct loader *loader)
              sets->entry[0].path, loader->options.seq_len);
     }
     if (loader->options.sequential) return 0;
+    TRY(compare_versions(loader));
     return sampler_open(&loader->sampler, loader->options.seed, sets->n, sequences, weights);
 }
 

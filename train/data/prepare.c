@@ -140,6 +140,7 @@ static int plan_work(struct prepare_work *work, const struct options *o, struct 
                                           .language = o->language,
                                           .max_bytes = (uint64_t)o->max_document_bytes,
                                           .text_split = text_split,
+                                          .unk = tokenizer_unk(work->tokenizer),
                                           .bos = bos,
                                           .eos = eos};
     memcpy(work->rules.key, o->key, sizeof o->key);
@@ -285,15 +286,18 @@ static json_t *make_report(const struct prepare_work *work, const struct options
         (void)json_array_append_new(names, json_string(utf8_show(input[i], "", shown, sizeof shown)));
     }
     (void)snprintf(id, sizeof id, "%016" PRIx64, tokenizer_id(work->tokenizer));
-    char tokenizer[PLACE_BYTES];
+    char tokenizer[PLACE_BYTES], version[TOKENIZER_VERSION_MAX];
+    tokenizer_library_version(version);
     const struct document_rules *rules = &work->rules;
-    return json_pack("{s:s, s:s, s:s, s:s*, s:s, s:I, s:I, s:I, s:b, s:f, s:o, s:o, s:o}", "format", "tatara-dataset",
-                     "tokenizer", utf8_show(o->tokenizer, "", tokenizer, sizeof tokenizer), "tokenizer_id", id,
-                     "bos_piece", rules->bos >= 0 ? tokenizer_piece(work->tokenizer, rules->bos) : NULL, "eos_piece",
-                     tokenizer_piece(work->tokenizer, rules->eos), "documents", (json_int_t)c->documents[side],
-                     "tokens", (json_int_t)c->tokens[side], "text_bytes", (json_int_t)c->text_bytes[side], "held_out",
-                     side, "valid_fraction", work->valid_fraction, "inputs", names, "dropped_from_inputs", dropped,
-                     "first_dropped", first);
+    return json_pack("{s:s, s:s, s:s, s:s, s:s*, s:s, s:o, s:I, s:I, s:I, s:b, s:f, s:o, s:o, s:o}", "format",
+                     "tatara-dataset", "tokenizer", utf8_show(o->tokenizer, "", tokenizer, sizeof tokenizer),
+                     "tokenizer_id", id, "sentencepiece", version, "bos_piece",
+                     rules->bos >= 0 ? tokenizer_piece(work->tokenizer, rules->bos) : NULL, "eos_piece",
+                     tokenizer_piece(work->tokenizer, rules->eos), "fidelity",
+                     fidelity_json(&c->fidelity, work->tokenizer, c->tokens[0] + c->tokens[1]), "documents",
+                     (json_int_t)c->documents[side], "tokens", (json_int_t)c->tokens[side], "text_bytes",
+                     (json_int_t)c->text_bytes[side], "held_out", side, "valid_fraction", work->valid_fraction,
+                     "inputs", names, "dropped_from_inputs", dropped, "first_dropped", first);
 }
 
 static int commit_outputs(const struct prepare_work *work, const struct options *o, struct output *outputs,
@@ -310,6 +314,20 @@ static int commit_outputs(const struct prepare_work *work, const struct options 
         TRY(rc);
     }
     return 0;
+}
+
+/* What the tokenizer does not give back of the text. */
+static void report_fidelity(const struct prepare_work *work, const char *tokenizer)
+{
+    char words[ERR_MESSAGE_MAX];
+    const struct prepare_counts *c = &work->counts;
+    json_t *json = fidelity_json(&c->fidelity, work->tokenizer, c->tokens[0] + c->tokens[1]);
+    if (fidelity_words(json, words, sizeof words)) {
+        log_warn("%s does not give the text back as it was: %s; " FIDELITY_REMEDY, tokenizer, words);
+    } else {
+        printf("tokenizer: %s\n", words);
+    }
+    json_decref(json);
 }
 
 static void print_report(const struct prepare_work *work, const struct output *outputs, double elapsed_s)
@@ -360,7 +378,10 @@ static int make_dataset(struct comm *comm, struct prepare_work *work, const stru
     TRY(comm_sum_i64(comm, work->unit_lines, work->list->units));
     TRY(comm_sum_i64(comm, counts, (int)(sizeof work->counts / sizeof(int64_t))));
     TRY(comm_agree(comm, comm->rank == 0 ? commit_outputs(work, o, outputs, inputs, input) : 0));
-    if (comm->rank == 0) print_report(work, outputs, now_s() - begin_s);
+    if (comm->rank == 0) {
+        print_report(work, outputs, now_s() - begin_s);
+        report_fidelity(work, o->tokenizer);
+    }
     return 0;
 }
 

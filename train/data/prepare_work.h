@@ -12,6 +12,7 @@ struct prepare_counts {
     int64_t documents[2], tokens[2], text_bytes[2], shards[2]; /* of training, of the held-out part */
     int64_t dropped[DROPS];
     int64_t found[FIELDS]; /* JSON objects that have the field */
+    struct fidelity fidelity;
 };
 
 struct prepare_work {

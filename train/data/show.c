@@ -4,6 +4,7 @@
 
 #include "data/args.h"
 #include "data/dataset.h"
+#include "data/fidelity.h"
 #include "data/shard.h"
 #include "data/tokenizer.h"
 #include "err.h"
@@ -126,6 +127,24 @@ static void print_totals(const char *path, int shards, const struct totals *tota
         print_names(titles[t], totals->names[t]);
 }
 
+/* What the dataset's list says of how the tokens were made. */
+static int show_report(const char *path)
+{
+    char words[ERR_MESSAGE_MAX];
+    json_t *report = NULL;
+    TRY(dataset_report(&report, path));
+    const char *version = json_string_value(json_object_get(report, "sentencepiece"));
+    const json_t *fidelity = json_object_get(report, "fidelity");
+    if (version) printf("made with SentencePiece %s\n", version);
+    if (fidelity) {
+        const bool lossy = fidelity_words(fidelity, words, sizeof words);
+        printf("%s: %s\n", lossy ? "the tokenizer did not give the text back as it was" : "tokenizer on the text",
+               words);
+    }
+    json_decref(report);
+    return 0;
+}
+
 static int show_document(struct shard *shard, uint64_t document, struct tokenizer *tokenizer)
 {
     const int64_t *offset = NULL;
@@ -245,6 +264,7 @@ static int show_dataset(const char *path, const struct options *o)
     if (o->verify) TRY_GOTO(verify_shards(path, &shards), done);
     TRY_GOTO(count_shards(&totals, &shards), done);
     print_totals(path, shards.n, &totals);
+    TRY_GOTO(show_report(path), done);
     if (o->entropy) TRY_GOTO(show_entropy(&shards, &totals), done);
     if (o->sample > 0) TRY_GOTO(show_sample(&shards, &totals, o), done);
 done:

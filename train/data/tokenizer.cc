@@ -8,6 +8,9 @@ extern "C" {
 #include "fs.h"
 }
 
+#include <link.h>
+
+#include <cctype>
 #include <cerrno>
 #include <climits>
 #include <cstdio>
@@ -74,6 +77,70 @@ int load(struct tokenizer *tokenizer, const char *path)
     return 0;
 }
 
+// dl_iterate_phdr: the path of the shared library, if that is what it is.
+int find_library(struct dl_phdr_info *info, size_t, void *path)
+{
+    if (!std::strstr(info->dlpi_name, "libsentencepiece")) return 0;
+    *static_cast<std::string *>(path) = info->dlpi_name;
+    return 1;
+}
+
+// Whether the bytes are digits.digits.digits.
+bool is_version(const std::string &text)
+{
+    int dots = 0;
+    for (size_t i = 0; i < text.size(); i++) {
+        const bool dot = text[i] == '.';
+        if (dot ? i == 0 || text[i - 1] == '.' : !std::isdigit(static_cast<unsigned char>(text[i]))) return false;
+        dots += dot;
+    }
+    return dots == 2 && text.back() != '.';
+}
+
+// SentencePiece says its version in no function, but it is one of the texts in its file. A version other than that of the
+// build is there when the library was replaced since.
+std::string find_version(const std::string &library, const std::string &built)
+{
+    if (library.find('\0' + built + '\0') != std::string::npos) return built;
+    for (size_t at = 0, end = 0; (end = library.find('\0', at)) != std::string::npos; at = end + 1) {
+        const std::string text = end - at < TOKENIZER_VERSION_MAX ? library.substr(at, end - at) : "";
+        if (is_version(text)) return text;
+    }
+    return "unknown";
+}
+
+constexpr char SPACE_SIGN[] = "\xE2\x96\x81"; // how pieces spell a space
+constexpr size_t SIGN_BYTES = sizeof SPACE_SIGN - 1;
+
+bool begins_with_space(const std::string &piece)
+{
+    return piece.compare(0, SIGN_BYTES, SPACE_SIGN) == 0;
+}
+
+bool ends_with_space(const std::string &piece)
+{
+    return piece.size() >= SIGN_BYTES && piece.compare(piece.size() - SIGN_BYTES, SIGN_BYTES, SPACE_SIGN) == 0;
+}
+
+// The text that a piece spells; a byte's piece is named "<0xE3>".
+std::string spell(const sentencepiece::SentencePieceProcessor &processor, const std::string &piece, int id)
+{
+    if (processor.IsByte(id)) return std::string(1, static_cast<char>(std::strtol(piece.c_str() + 1, nullptr, 16)));
+    std::string text = piece;
+    for (size_t at = 0; (at = text.find(SPACE_SIGN, at)) != std::string::npos; at++)
+        text.replace(at, SIGN_BYTES, " ");
+    return text;
+}
+
+int copy_string(const std::string &from, char **to, size_t *bytes)
+{
+    *bytes = from.size();
+    *to = static_cast<char *>(std::malloc(from.size() + 1));
+    if (!*to) FAIL(ERR_SYSTEM, "out of memory for %zu bytes of text", from.size());
+    std::memcpy(*to, from.c_str(), from.size() + 1);
+    return 0;
+}
+
 // Runs `body` so that no exception leaves it.
 template <typename Body> int guarded(const char *what, Body body)
 {
@@ -87,6 +154,19 @@ template <typename Body> int guarded(const char *what, Body body)
 }
 
 } // namespace
+
+void tokenizer_library_version(char version[TOKENIZER_VERSION_MAX])
+{
+    std::string found = TATARA_SENTENCEPIECE_VERSION; // of a library that is linked into the program
+    (void)guarded("reading SentencePiece's version", [&]() -> int {
+        std::string path, library;
+        if (dl_iterate_phdr(find_library, &path) == 0) return 0;
+        found = read_file(path.c_str(), &library) == 0 ? find_version(library, found) : "unknown";
+        return 0;
+    });
+    err_clear();
+    (void)std::snprintf(version, TOKENIZER_VERSION_MAX, "%s", found.c_str());
+}
 
 int tokenizer_open(struct tokenizer **tokenizer, const char *path)
 {
@@ -170,6 +250,59 @@ int tokenizer_encode(struct tokenizer *tokenizer, const char *text, size_t bytes
     });
 }
 
+int32_t tokenizer_unk(const struct tokenizer *tokenizer)
+{
+    return tokenizer->processor.unk_id();
+}
+
+bool tokenizer_has_bytes(const struct tokenizer *tokenizer)
+{
+    for (int id = 0; id < tokenizer->processor.GetPieceSize(); id++)
+        if (tokenizer->processor.IsByte(id)) return true;
+    return false;
+}
+
+bool tokenizer_adds_space(const struct tokenizer *tokenizer)
+{
+    const auto pieces = tokenizer->processor.EncodeAsPieces("a");
+    return !pieces.empty() && (begins_with_space(pieces.front()) || ends_with_space(pieces.back()));
+}
+
+int tokenizer_echo_make(const struct tokenizer *tokenizer, const char *text, size_t bytes,
+                        struct tokenizer_echo *echo)
+{
+    *echo = {};
+    return guarded("comparing text", [&]() -> int {
+        const auto &processor = tokenizer->processor;
+        const auto encoded = processor.EncodeAsImmutableProto(std::string_view(text, bytes));
+        std::string spelled, decoded;
+        std::vector<int> ids;
+        for (const auto &piece : encoded.pieces()) {
+            const int id = static_cast<int>(piece.id());
+            ids.push_back(id);
+            echo->unknown += processor.IsUnknown(id);
+            spelled += spell(processor, piece.piece(), id);
+        }
+        if (tokenizer_adds_space(tokenizer) && !spelled.empty()) {
+            const bool before = begins_with_space(processor.EncodeAsPieces("a").front());
+            spelled.erase(before ? 0 : spelled.size() - 1, 1);
+        }
+        const auto status = processor.Decode(ids, &decoded);
+        if (!status.ok()) FAIL(ERR_DATA, "SentencePiece cannot decode the tokens: %s", status.message());
+        TRY(copy_string(spelled, &echo->spelled, &echo->spelled_bytes));
+        const int rc = copy_string(decoded, &echo->decoded, &echo->decoded_bytes);
+        if (rc != 0) tokenizer_echo_free(echo);
+        return rc;
+    });
+}
+
+void tokenizer_echo_free(struct tokenizer_echo *echo)
+{
+    std::free(echo->spelled);
+    std::free(echo->decoded);
+    *echo = {};
+}
+
 int tokenizer_decode(struct tokenizer *tokenizer, const int32_t *tokens, int64_t n, char **text)
 {
     *text = nullptr;
@@ -184,10 +317,7 @@ int tokenizer_decode(struct tokenizer *tokenizer, const int32_t *tokens, int64_t
         std::string decoded;
         const auto status = tokenizer->processor.Decode(ids, &decoded);
         if (!status.ok()) FAIL(ERR_DATA, "SentencePiece cannot decode the tokens: %s", status.message());
-        auto *out = static_cast<char *>(std::malloc(decoded.size() + 1));
-        if (!out) FAIL(ERR_SYSTEM, "out of memory for %zu bytes of text", decoded.size());
-        std::memcpy(out, decoded.c_str(), decoded.size() + 1);
-        *text = out;
-        return 0;
+        size_t decoded_bytes = 0;
+        return copy_string(decoded, text, &decoded_bytes);
     });
 }

@@ -6,8 +6,12 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#define TOKENIZER_VERSION_MAX 32
+
 struct tokenizer;
 
+/* The version of the SentencePiece library that runs, for example "0.1.97": they do not all make the same tokens. */
+void tokenizer_library_version(char version[TOKENIZER_VERSION_MAX]);
 /* ERR_DATA when the file is missing or no SentencePiece model. */
 int tokenizer_open(struct tokenizer **tokenizer, const char *path);
 void tokenizer_close(struct tokenizer *tokenizer);
@@ -26,6 +30,22 @@ uint64_t tokenizer_id(const struct tokenizer *tokenizer);
 int tokenizer_copy_model(const struct tokenizer *tokenizer, char **model, size_t *bytes);
 /* Tokens of UTF-8 text, without BOS or EOS. The caller frees *tokens. */
 int tokenizer_encode(struct tokenizer *tokenizer, const char *text, size_t bytes, int32_t **tokens, int64_t *n);
+/* What becomes of a text that is encoded. */
+struct tokenizer_echo {
+    char *spelled; /* as the pieces spell it, those that are <unk> too, without a space that was added */
+    char *decoded;
+    size_t spelled_bytes, decoded_bytes;
+    int64_t unknown; /* tokens */
+};
+
+int tokenizer_echo_make(const struct tokenizer *tokenizer, const char *text, size_t bytes,
+                        struct tokenizer_echo *echo);
+void tokenizer_echo_free(struct tokenizer_echo *echo);
+/* Whether characters without a piece are spelled in bytes, and not <unk>. */
+bool tokenizer_has_bytes(const struct tokenizer *tokenizer);
+/* Whether a space is added to each text, before it or behind it. */
+bool tokenizer_adds_space(const struct tokenizer *tokenizer);
+int32_t tokenizer_unk(const struct tokenizer *tokenizer);
 /* Text of tokens, NUL-terminated; control tokens give nothing, incomplete byte pieces give U+FFFD. The caller frees. */
 int tokenizer_decode(struct tokenizer *tokenizer, const int32_t *tokens, int64_t n, char **text);
 
