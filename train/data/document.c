@@ -160,7 +160,8 @@ static int encode(struct document *document, const struct document_rules *rules,
     document->fidelity = (struct fidelity){.unknown = 0};
     for (int64_t i = 0; i < document->n; i++)
         document->fidelity.unknown += document->tokens[i] == rules->unk;
-    if (document->compared) TRY(fidelity_measure(&document->fidelity, tokenizer, text, bytes));
+    if (document->compared)
+        TRY(fidelity_measure(&document->fidelity, tokenizer, text, bytes, document->tokens, document->n));
     int32_t *tokens = realloc(document->tokens, ((size_t)document->n + 2) * sizeof *tokens);
     if (!tokens) FAIL(ERR_SYSTEM, "out of memory for %" PRId64 " tokens", document->n);
     document->tokens = tokens;

@@ -111,36 +111,46 @@ static int64_t at_least_0(int64_t n)
     return n > 0 ? n : 0;
 }
 
-static int count_changes(struct fidelity *f, const char *text, size_t bytes, const struct tokenizer_echo *echo)
+/* Of a text that does not come back as it was. */
+static int count_changes(struct fidelity *f, const struct tokenizer *tokenizer, const char *text, size_t bytes,
+                         const char *decoded)
 {
-    struct fidelity here = {.unknown = 0};
-    const char *spelled = echo->spelled, *decoded = echo->decoded;
-    const size_t spelled_bytes = echo->spelled_bytes, decoded_bytes = echo->decoded_bytes;
-    TRY(count_lost(text, bytes, spelled, spelled_bytes, &here.characters));
+    struct fidelity here = {.changed = 1};
+    char *spelled = NULL;
+    size_t spelled_bytes = 0;
+    int64_t unknown = 0;
+    const size_t decoded_bytes = strlen(decoded);
+    TRY(tokenizer_spell(tokenizer, text, bytes, &spelled, &spelled_bytes, &unknown));
+    const int rc = count_lost(text, bytes, spelled, spelled_bytes, &here.characters);
     here.newlines = at_least_0(count_byte(text, bytes, '\n') - count_byte(decoded, decoded_bytes, '\n'));
-    here.space_runs = at_least_0(count_space_runs(text, bytes) - count_space_runs(spelled, spelled_bytes));
     here.spaces = at_least_0(count_space_signs(decoded, decoded_bytes) - count_space_signs(text, bytes));
-    /* A space without a piece is spelled as its sign, and not lost. */
-    here.trimmed = here.spaces == 0 && loses_ends(text, bytes, spelled, spelled_bytes);
-    if (here.spaces > 0) here.space_runs = 0;
-    const bool known = here.characters + here.newlines + here.space_runs + here.spaces + here.trimmed > 0;
-    here.otherwise = !known && echo->unknown == 0;
-    here.changed = 1;
+    if (here.spaces == 0) { /* else they are spelled as their sign, and counted */
+        here.space_runs = at_least_0(count_space_runs(text, bytes) - count_space_runs(spelled, spelled_bytes));
+        here.trimmed = loses_ends(text, bytes, spelled, spelled_bytes);
+    }
+    here.otherwise =
+        unknown + here.characters + here.newlines + here.space_runs + here.spaces + here.trimmed == 0 ? 1 : 0;
     fidelity_add(f, &here);
-    return 0;
+    free(spelled);
+    return rc;
 }
 
-int fidelity_measure(struct fidelity *f, const struct tokenizer *tokenizer, const char *text, size_t bytes)
+int fidelity_measure(struct fidelity *f, const struct tokenizer *tokenizer, const char *text, size_t bytes,
+                     const int32_t *tokens, int64_t n)
 {
-    struct tokenizer_echo echo;
-    const size_t n = cut(text, bytes);
-    if (n == 0) return 0;
-    TRY(tokenizer_echo_make(tokenizer, text, n, &echo));
+    int rc = 0;
+    char *decoded = NULL;
+    int32_t *tokens_of_part = NULL;
+    const size_t part = cut(text, bytes);
+    if (part < bytes) TRY(tokenizer_encode(tokenizer, text, part, &tokens_of_part, &n));
+    TRY_GOTO(tokenizer_decode(tokenizer, part < bytes ? tokens_of_part : tokens, n, &decoded), done);
     f->documents++;
-    f->text_bytes += (int64_t)n;
-    const bool same = echo.decoded_bytes == n && memcmp(echo.decoded, text, n) == 0;
-    const int rc = same ? 0 : count_changes(f, text, n, &echo);
-    tokenizer_echo_free(&echo);
+    f->text_bytes += (int64_t)part;
+    const bool same = strncmp(decoded, text, part) == 0 && decoded[part] == '\0';
+    if (!same) TRY_GOTO(count_changes(f, tokenizer, text, part, decoded), done);
+done:
+    free(decoded);
+    free(tokens_of_part);
     return rc;
 }
 

@@ -27,8 +27,9 @@ struct fidelity {
 /* Of a document no more than its first bytes is compared. */
 #define FIDELITY_BYTES_MAX ((size_t)32 * 1024)
 
-/* Compares the beginning of a document, at most so many bytes. */
-int fidelity_measure(struct fidelity *fidelity, const struct tokenizer *tokenizer, const char *text, size_t bytes);
+/* Compares the beginning of a document, at most so many bytes. The text, which has no NUL, became these tokens. */
+int fidelity_measure(struct fidelity *fidelity, const struct tokenizer *tokenizer, const char *text, size_t bytes,
+                     const int32_t *tokens, int64_t n);
 void fidelity_add(struct fidelity *sum, const struct fidelity *more);
 /* What dataset.json says of it, where all documents have so many tokens. NULL when memory is out. */
 json_t *fidelity_json(const struct fidelity *fidelity, const struct tokenizer *tokenizer, int64_t tokens);

@@ -24,8 +24,8 @@ enum { BATCH_DOCUMENTS = 512 };
 #define BATCH_BYTES ((size_t)8 << 20)
 /* Of each group's text one part in so many is compared at its beginning, and one more spread over all of it, and of the
  * first group this much more: all of a small corpus, and of a large one what costs half a percent of the time. */
-#define COMPARED_PART 1024
-#define COMPARED_BYTES ((uint64_t)256 * 1024)
+#define COMPARED_PART 2048
+#define COMPARED_BYTES ((uint64_t)128 * 1024)
 
 struct batch {
     struct document document[BATCH_DOCUMENTS];

@@ -231,7 +231,7 @@ int tokenizer_copy_model(const struct tokenizer *tokenizer, char **model, size_t
     return 0;
 }
 
-int tokenizer_encode(struct tokenizer *tokenizer, const char *text, size_t bytes, int32_t **tokens, int64_t *n)
+int tokenizer_encode(const struct tokenizer *tokenizer, const char *text, size_t bytes, int32_t **tokens, int64_t *n)
 {
     *tokens = nullptr;
     *n = 0;
@@ -268,42 +268,29 @@ bool tokenizer_adds_space(const struct tokenizer *tokenizer)
     return !pieces.empty() && (begins_with_space(pieces.front()) || ends_with_space(pieces.back()));
 }
 
-int tokenizer_echo_make(const struct tokenizer *tokenizer, const char *text, size_t bytes,
-                        struct tokenizer_echo *echo)
+int tokenizer_spell(const struct tokenizer *tokenizer, const char *text, size_t bytes, char **spelled,
+                    size_t *spelled_bytes, int64_t *unknown)
 {
-    *echo = {};
-    return guarded("comparing text", [&]() -> int {
+    *spelled = nullptr;
+    *unknown = 0;
+    return guarded("spelling text", [&]() -> int {
         const auto &processor = tokenizer->processor;
-        const auto encoded = processor.EncodeAsImmutableProto(std::string_view(text, bytes));
-        std::string spelled, decoded;
-        std::vector<int> ids;
+        std::string out;
+        const auto encoded = processor.EncodeAsImmutableProto(std::string_view(text, bytes)); // owns the pieces
         for (const auto &piece : encoded.pieces()) {
             const int id = static_cast<int>(piece.id());
-            ids.push_back(id);
-            echo->unknown += processor.IsUnknown(id);
-            spelled += spell(processor, piece.piece(), id);
+            *unknown += processor.IsUnknown(id);
+            out += spell(processor, piece.piece(), id);
         }
-        if (tokenizer_adds_space(tokenizer) && !spelled.empty()) {
+        if (tokenizer_adds_space(tokenizer) && !out.empty()) {
             const bool before = begins_with_space(processor.EncodeAsPieces("a").front());
-            spelled.erase(before ? 0 : spelled.size() - 1, 1);
+            out.erase(before ? 0 : out.size() - 1, 1);
         }
-        const auto status = processor.Decode(ids, &decoded);
-        if (!status.ok()) FAIL(ERR_DATA, "SentencePiece cannot decode the tokens: %s", status.message());
-        TRY(copy_string(spelled, &echo->spelled, &echo->spelled_bytes));
-        const int rc = copy_string(decoded, &echo->decoded, &echo->decoded_bytes);
-        if (rc != 0) tokenizer_echo_free(echo);
-        return rc;
+        return copy_string(out, spelled, spelled_bytes);
     });
 }
 
-void tokenizer_echo_free(struct tokenizer_echo *echo)
-{
-    std::free(echo->spelled);
-    std::free(echo->decoded);
-    *echo = {};
-}
-
-int tokenizer_decode(struct tokenizer *tokenizer, const int32_t *tokens, int64_t n, char **text)
+int tokenizer_decode(const struct tokenizer *tokenizer, const int32_t *tokens, int64_t n, char **text)
 {
     *text = nullptr;
     return guarded("decoding tokens", [&]() -> int {

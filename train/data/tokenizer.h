@@ -29,24 +29,17 @@ uint64_t tokenizer_id(const struct tokenizer *tokenizer);
 /* The model file's bytes. The caller frees *model. */
 int tokenizer_copy_model(const struct tokenizer *tokenizer, char **model, size_t *bytes);
 /* Tokens of UTF-8 text, without BOS or EOS. The caller frees *tokens. */
-int tokenizer_encode(struct tokenizer *tokenizer, const char *text, size_t bytes, int32_t **tokens, int64_t *n);
-/* What becomes of a text that is encoded. */
-struct tokenizer_echo {
-    char *spelled; /* as the pieces spell it, those that are <unk> too, without a space that was added */
-    char *decoded;
-    size_t spelled_bytes, decoded_bytes;
-    int64_t unknown; /* tokens */
-};
-
-int tokenizer_echo_make(const struct tokenizer *tokenizer, const char *text, size_t bytes,
-                        struct tokenizer_echo *echo);
-void tokenizer_echo_free(struct tokenizer_echo *echo);
+int tokenizer_encode(const struct tokenizer *tokenizer, const char *text, size_t bytes, int32_t **tokens, int64_t *n);
+/* The text as its pieces spell it, those that are <unk> too, without a space that the tokenizer adds; and how many are
+ * <unk>. The caller frees *spelled. */
+int tokenizer_spell(const struct tokenizer *tokenizer, const char *text, size_t bytes, char **spelled,
+                    size_t *spelled_bytes, int64_t *unknown);
 /* Whether characters without a piece are spelled in bytes, and not <unk>. */
 bool tokenizer_has_bytes(const struct tokenizer *tokenizer);
 /* Whether a space is added to each text, before it or behind it. */
 bool tokenizer_adds_space(const struct tokenizer *tokenizer);
 int32_t tokenizer_unk(const struct tokenizer *tokenizer);
 /* Text of tokens, NUL-terminated; control tokens give nothing, incomplete byte pieces give U+FFFD. The caller frees. */
-int tokenizer_decode(struct tokenizer *tokenizer, const int32_t *tokens, int64_t n, char **text);
+int tokenizer_decode(const struct tokenizer *tokenizer, const int32_t *tokens, int64_t n, char **text);
 
 #endif
