@@ -1,6 +1,8 @@
 /* The table of options, and what can be done with a row without knowing which one it is. No state, no threads. */
 #include "config_table.h"
 
+#include "utf8.h"
+
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -139,10 +141,13 @@ static void number_write(FILE *file, double value)
 /* A double-quoted YAML scalar. */
 static void text_write(FILE *file, const char *text)
 {
-    fputc('"', file);
+    const bool sound = utf8_valid_bytes(text, strlen(text)) == strlen(text);
+    fputs(sound ? "\"" : "!bytes \"", file);
     for (; *text != '\0'; text++) {
         const unsigned char c = (unsigned char)*text;
-        if (c < 0x20 || c == 0x7f) {
+        if (!sound && (c >= 0x7f || c < 0x20 || c == '%')) {
+            fprintf(file, "%%%02X", c);
+        } else if (c < 0x20 || c == 0x7f) {
             fprintf(file, "\\x%02X", c);
         } else {
             if (c == '"' || c == '\\') fputc('\\', file);

@@ -8,7 +8,9 @@
 #include "config_guess.h"
 #include "err.h"
 #include "path.h"
+#include "utf8.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <math.h>
 #include <stdarg.h>
@@ -213,6 +215,28 @@ static int bool_read(const struct reader *in, const yaml_node_t *node, const cha
     return 0;
 }
 
+/* Puts the bytes that %XX stands for into the text of a scalar with our tag !bytes: YAML is Unicode, file names are not.
+ * Returns their number, or −1 when a % is not followed by two hexadecimal digits. */
+static int bytes_decode(char *text)
+{
+    static const char digits[] = "0123456789abcdef";
+    int n = 0;
+    for (const char *from = text; *from != '\0'; n++) {
+        if (*from != '%') {
+            text[n] = *from++;
+            continue;
+        }
+        const char *high = from[1] ? strchr(digits, tolower((unsigned char)from[1])) : NULL;
+        const char *low = high && from[2] ? strchr(digits, tolower((unsigned char)from[2])) : NULL;
+        const int64_t byte = low ? 16 * (high - digits) + (low - digits) : 0;
+        if (byte == 0) return -1;
+        text[n] = (char)byte;
+        from += 3;
+    }
+    text[n] = '\0';
+    return n;
+}
+
 /* Copies a scalar to a text of the configuration: no zero byte, no more than fits, and in a path a home folder for ~. */
 static int text_copy(const struct reader *in, const yaml_node_t *node, const char *name, bool is_path,
                      char text[CONFIG_TEXT_MAX])
@@ -225,6 +249,8 @@ static int text_copy(const struct reader *in, const yaml_node_t *node, const cha
     }
     memset(text, 0, CONFIG_TEXT_MAX);
     memcpy(text, scalar_of(node), bytes);
+    if (strcmp((const char *)node->tag, "!bytes") == 0 && bytes_decode(text) < 0)
+        return refuse(in, node, "%s: after !bytes a %% stands before two hexadecimal digits, as in %%E9", name);
     if (!is_path || text[0] != '~') return 0;
     const char *why_not = path_expand(text, CONFIG_TEXT_MAX, scalar_of(node));
     return why_not ? refuse(in, node, "%s: %s: %s", name, scalar_of(node), why_not) : 0;
@@ -392,7 +418,11 @@ static int section_read(struct reader *in, const yaml_node_t *mapping, const cha
 static int syntax_failed(const struct reader *in, const yaml_parser_t *parser)
 {
     const char *problem = parser->problem ? parser->problem : "not enough memory";
-    if (in->is_word) FAIL(ERR_CONFIG, "%s: the value is not YAML: %s", in->name, problem);
+    if (in->is_word) {
+        const bool sound = utf8_valid_bytes(in->name, strlen(in->name)) == strlen(in->name);
+        FAIL(ERR_CONFIG, "%s: the value is not YAML: %s%s", in->name, problem,
+             sound ? "" : "; in a name of other bytes write each as %XX, with !bytes before: !bytes \"caf%E9\"");
+    }
     const size_t line = parser->problem_mark.line + 1;
     FAIL(ERR_CONFIG, "%s:%zu: not YAML: %s%s%s", in->name, line, problem, parser->context ? ", " : "",
          parser->context ? parser->context : "");
@@ -474,6 +504,14 @@ int config_yaml_word(struct config *cfg, int line[OPTION_COUNT], const char *wor
     if (dot != NULL) snprintf(section, sizeof section, "%.*s", (int)(dot - name), name);
     const struct option *option = option_find(section, key);
     if (option == NULL || (dot != NULL && section_is_top(section))) return refuse_word(word, name);
+    const size_t bytes = strlen(equals + 1);
+    if (option->kind == OPTION_STR && option->is_path && bytes < CONFIG_TEXT_MAX &&
+        utf8_valid_bytes(equals + 1, bytes) < bytes) {
+        line[option - option_at(0)] = CONFIG_LINE_WORD;
+        memcpy(option_value(option, cfg), equals + 1,
+               bytes + 1); /* a file's name of other bytes than YAML can have */
+        return 0;
+    }
     struct reader in = {.name = word, .is_word = true, .cfg = cfg};
     in.line = line;
     return document_read(&in, equals + 1, strlen(equals + 1), option);

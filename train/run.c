@@ -120,7 +120,7 @@ int run_open_loaders(const struct config *cfg, int rank, int ranks, int64_t voca
                                      .vocab_size = vocab_size};
     if (cfg->data.train.n > 0) TRY(loader_open(train, &options));
     options.sets = &cfg->data.valid;
-    options.like = *train ? loader_shard_info(*train) : NULL;
+    options.like = cfg->data.train.n > 0 ? loader_shard_info(*train) : NULL;
     options.sequential = true;
     return cfg->data.valid.n > 0 ? loader_open(valid, &options) : 0;
 }

@@ -1,6 +1,8 @@
 """Tokenizers: what is refused in their place, and what prepare says of what they do to the text."""
 import ctypes
 import json
+import os
+import pathlib
 import re
 import shutil
 import subprocess
@@ -253,6 +255,26 @@ class Fidelity(lib.Case):
         self.assertEqual(result.status, 0, result)
         self.assertEqual([f"{other} was made with SentencePiece 0.2.3" in line for line in result.warnings()].count(True),
                          1, result)
+
+
+class Names(lib.Case):
+    def test_any_bytes(self):
+        """A tokenizer and text whose names are not UTF-8, from prepare to sample, with a resume between."""
+        folder = pathlib.Path(os.fsdecode(bytes(self.dir) + b"/\xff caf\xe9"))
+        folder.mkdir()
+        tokenizer = shutil.copy(lib.tokenizer(), folder / "tok.model")
+        shards = self.dir / "shards"
+        text = shutil.copy(lib.corpus(), folder / "corpus.jsonl")
+        result = lib.tatara(["prepare", "--tokenizer", tokenizer, "--out", shards, text])
+        self.assertEqual(result.status, 0, result)
+        report = json.loads((shards / "dataset.json").read_text())
+        self.assertTrue(report["tokenizer"].endswith("/\\xFF caf\\xE9/tok.model"), report)
+        words = [f"data.tokenizer={tokenizer}", f"data.train=[{{path: {shards}}}]", "checkpoint.every=10"]
+        self.train("run", *words, "run.stop_at=10")
+        run = self.train("run", *words)
+        self.assertEqual([path.name for path in lib.checkpoints(run)], ["step-00000010", "step-00000020"])
+        result = lib.tatara(["sample", "--ckpt", run, "--tokens", 4])
+        self.assertEqual(result.status, 0, result)
 
 
 class Kinds(lib.Case):

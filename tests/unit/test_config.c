@@ -136,6 +136,8 @@ static void test_refused_yaml(void **state)
         {"", {"test.yaml: is empty"}},
         {"- a\n", {"test.yaml:1: the configuration must be a mapping"}},
         {"run: {steps: 5\n", {"test.yaml:2: not YAML"}},
+        {"data: {tokenizer: !bytes \"a%E\"}\n", {"data.tokenizer", "!bytes", "%E9"}},
+        {"data: {tokenizer: !bytes \"a%00\"}\n", {"data.tokenizer", "!bytes", "%E9"}},
         {"run: {steps: 5}\n---\nrun: {}\n", {"second document"}},
         {"run: {steps: 5}\nrun: {seed: 1}\n", {"test.yaml:2: ", "'run' is given twice", "line 1"}},
         {"run:\n  steps: 5\n  steps: 6\n", {"test.yaml:3: ", "'steps' is given twice", "line 2"}},
@@ -224,6 +226,26 @@ static void test_words(void **state)
     assert_string_equal(cfg->data.train.entry[1].path, "b=c");
     assert_int_equal(load_with_word(cfg, COMPLETE "model: {vocab_size: 9}", "data.tokenizer=\"\""), 0);
     assert_string_equal(cfg->data.tokenizer, "");
+}
+
+/* Names of files hold any bytes, YAML Unicode only: a word is taken as it is, and written after the tag !bytes. */
+static void test_names_of_any_bytes(void **state)
+{
+    struct config *cfg = *state;
+    char *text = NULL;
+    const char *name = "caf\xE9 50% \"\\\x01.model";
+    char word[64];
+    (void)snprintf(word, sizeof word, "data.tokenizer=%s", name);
+    assert_int_equal(load_with_word(cfg, "data: {train: [{path: !bytes \"sh%E9\"}]}\n", word), 0);
+    assert_string_equal(cfg->data.tokenizer, name);
+    assert_string_equal(cfg->data.train.entry[0].path, "sh\xE9");
+    assert_int_equal(config_to_yaml(cfg, &text), 0);
+    assert_non_null(strstr(text, "!bytes \"caf%E9 50%25 \\\"\\\\%01.model\""));
+    memset(cfg, 0, sizeof *cfg);
+    assert_int_equal(config_parse(cfg, "again", text, strlen(text)), 0);
+    assert_string_equal(cfg->data.tokenizer, name);
+    assert_string_equal(cfg->data.train.entry[0].path, "sh\xE9");
+    free(text);
 }
 
 static void test_refused_words(void **state)
@@ -537,19 +559,13 @@ static void test_shipped(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_defaults),
-        cmocka_unit_test(test_founding_vocabulary),
-        cmocka_unit_test(test_numbers),
-        cmocka_unit_test(test_refused_yaml),
-        cmocka_unit_test(test_words),
-        cmocka_unit_test(test_refused_words),
-        cmocka_unit_test(test_foreign_names),
-        cmocka_unit_test(test_home),
-        cmocka_unit_test(test_refused_combinations),
-        cmocka_unit_test(test_round_trip),
-        cmocka_unit_test(test_damaged_text),
-        cmocka_unit_test(test_printed),
-        cmocka_unit_test(test_shipped),
+        cmocka_unit_test(test_defaults),      cmocka_unit_test(test_founding_vocabulary),
+        cmocka_unit_test(test_numbers),       cmocka_unit_test(test_refused_yaml),
+        cmocka_unit_test(test_words),         cmocka_unit_test(test_names_of_any_bytes),
+        cmocka_unit_test(test_refused_words), cmocka_unit_test(test_foreign_names),
+        cmocka_unit_test(test_home),          cmocka_unit_test(test_refused_combinations),
+        cmocka_unit_test(test_round_trip),    cmocka_unit_test(test_damaged_text),
+        cmocka_unit_test(test_printed),       cmocka_unit_test(test_shipped),
     };
     return cmocka_run_group_tests_name("config", tests, setup, teardown);
 }
