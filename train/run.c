@@ -132,6 +132,7 @@ static int open_data(struct run *run)
     TRY(open_tokenizer(run));
     TRY(run_open_loaders(cfg, run->comm->rank, run->comm->ranks, run->vocab_size, run->tokenizer_id, &run->train,
                          &run->valid));
+    run->tokenizer_id = loader_shard_info(run->train)->tokenizer_id; /* where data.tokenizer is not given, too */
     const double epochs = (double)cfg->run.steps * (double)cfg->batch.global / (double)loader_sequences(run->train);
     log_info("data: %lld training tokens, %lld sequences of %lld; the run reads them %.2f times",
              (long long)loader_tokens(run->train), (long long)loader_sequences(run->train),

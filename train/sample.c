@@ -115,6 +115,10 @@ static int open_tokenizer(struct sampling *s)
     TRY(tokenizer_open(&s->tokenizer, path));
     /* Checkpoints of earlier versions do not say what ended a document: it was the tokenizer's EOS. */
     s->eos = s->meta.eos >= 0 ? (int32_t)s->meta.eos : tokenizer_eos(s->tokenizer);
+    if (s->meta.tokenizer_id == 0) { /* an earlier version, that trained without one */
+        log_warn("%s does not say which tokenizer its data is of; taken is %s", s->ckpt, path);
+        return 0;
+    }
     if (s->meta.tokenizer_id == tokenizer_id(s->tokenizer)) return 0;
     FAIL(ERR_DATA, "%s is not the tokenizer that %s was trained with; name that one with --tokenizer", path, s->ckpt);
 }

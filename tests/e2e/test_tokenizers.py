@@ -162,7 +162,8 @@ class Marks(lib.Case):
 
     def test_refused(self):
         self.assertFails(self.prepare("none"), "data", self.tokenizer, "has no EOS piece", "--eos-piece")
-        self.assertFails(self.prepare("none", "--eos-piece", "</doc>"), "data", self.tokenizer, "no piece </doc>")
+        for piece in ("</doc>", "<unk>"):
+            self.assertFails(self.prepare("none", "--eos-piece", piece), "data", self.tokenizer, f"no piece {piece}")
         without = make_tokenizer(self.dir, "without", "--bos_id=-1")
         self.assertFails(self.prepare("none", "--bos", tokenizer=without), "data", without, "no BOS piece")
 
@@ -234,6 +235,13 @@ class Fidelity(lib.Case):
                         self.assertIn(text, shown)
                 self.assertEqual(self.prepare(tokenizer, out, ranks=2)[1], report)
 
+    def test_end_in_text(self):
+        tokenizer = make_tokenizer(self.dir, "tok", "--user_defined_symbols=<|end|>")
+        path = write_texts(self.dir / "texts.jsonl", ["猫<|end|>は", "犬"])
+        result = lib.tatara(["prepare", "--tokenizer", tokenizer, "--eos-piece", "<|end|>", "--out", self.dir / "out", path])
+        self.assertEqual(["1 times the text itself has the piece <|end|>" in line for line in result.warnings()], [True])
+        self.assertIn("1 times the text itself", lib.tatara(["data", "show", self.dir / "out"]).stdout)
+
     def test_long_document(self):
         """Of a long document the beginning is compared, up to a character that is no space."""
         tokenizer = make_tokenizer(self.dir, "no_space", "--user_defined_symbols=\u2581")
@@ -255,6 +263,17 @@ class Fidelity(lib.Case):
         self.assertEqual(result.status, 0, result)
         self.assertEqual([f"{other} was made with SentencePiece 0.2.3" in line for line in result.warnings()].count(True),
                          1, result)
+
+
+class Unnamed(lib.Case):
+    def test_sample(self):
+        """A run that names no tokenizer records that of its shards, with which it can be sampled, and with no other."""
+        run = self.train("run", "data.tokenizer=''", "model.vocab_size=512", "run.steps=1", "optim.warmup_steps=0",
+                         "optim.decay_steps=1")
+        words = ["sample", "--ckpt", run, "--tokens", 4]
+        self.assertFails(lib.tatara(words), "usage", "--tokenizer")
+        self.assertEqual(lib.tatara([*words, "--tokenizer", lib.tokenizer()]).status, 0)
+        self.assertFails(lib.tatara([*words, "--tokenizer", lib.other_tokenizer(self.dir)]), "data", "--tokenizer")
 
 
 class Names(lib.Case):

@@ -158,8 +158,10 @@ static int encode(struct document *document, const struct document_rules *rules,
         return 0;
     }
     document->fidelity = (struct fidelity){.unknown = 0};
-    for (int64_t i = 0; i < document->n; i++)
+    for (int64_t i = 0; i < document->n; i++) {
         document->fidelity.unknown += document->tokens[i] == rules->unk;
+        document->fidelity.end_marks += document->tokens[i] == rules->eos;
+    }
     if (document->compared)
         TRY(fidelity_measure(&document->fidelity, tokenizer, text, bytes, document->tokens, document->n));
     int32_t *tokens = realloc(document->tokens, ((size_t)document->n + 2) * sizeof *tokens);

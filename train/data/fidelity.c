@@ -157,6 +157,7 @@ done:
 void fidelity_add(struct fidelity *sum, const struct fidelity *more)
 {
     sum->unknown += more->unknown;
+    sum->end_marks += more->end_marks;
     sum->documents += more->documents;
     sum->text_bytes += more->text_bytes;
     sum->changed += more->changed;
@@ -167,11 +168,11 @@ void fidelity_add(struct fidelity *sum, const struct fidelity *more)
 
 json_t *fidelity_json(const struct fidelity *f, const struct tokenizer *tokenizer, int64_t tokens)
 {
-    json_t *json =
-        json_pack("{s:b, s:b, s:I, s:I, s:I, s:I, s:I}", "byte_fallback", tokenizer_has_bytes(tokenizer),
-                  "adds_space", tokenizer_adds_space(tokenizer), "tokens", (json_int_t)tokens, "unknown_tokens",
-                  (json_int_t)f->unknown, "compared_documents", (json_int_t)f->documents, "compared_bytes",
-                  (json_int_t)f->text_bytes, "changed_documents", (json_int_t)f->changed);
+    json_t *json = json_pack(
+        "{s:b, s:b, s:I, s:I, s:I, s:I, s:I, s:I}", "byte_fallback", tokenizer_has_bytes(tokenizer), "adds_space",
+        tokenizer_adds_space(tokenizer), "tokens", (json_int_t)tokens, "unknown_tokens", (json_int_t)f->unknown,
+        "end_marks", (json_int_t)f->end_marks, "compared_documents", (json_int_t)f->documents, "compared_bytes",
+        (json_int_t)f->text_bytes, "changed_documents", (json_int_t)f->changed);
 #define X(name, words) (void)json_object_set_new(json, #name, json_integer(f->name));
     FIDELITY_LIST(X)
 #undef X
@@ -220,6 +221,11 @@ bool fidelity_words(const json_t *json, char *words, size_t room)
     if (json_is_false(json_object_get(json, "byte_fallback"))) append(words, room, "; it has no byte fallback");
     if (json_is_true(json_object_get(json, "adds_space"))) {
         append(words, room, "; it puts a space before each document, and takes it away again");
+    }
+    const json_int_t end_marks = get(json, "end_marks");
+    if (end_marks > 0) {
+        append(words, room, "; %" JSON_INTEGER_FORMAT " times the text itself has the piece that ends documents",
+               end_marks);
     }
     return unknown > 0 || changed > 0;
 }

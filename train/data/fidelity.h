@@ -17,7 +17,8 @@
     X(otherwise, "document(s) changed otherwise")
 
 struct fidelity {
-    int64_t unknown;                        /* tokens that are <unk>, of all documents */
+    int64_t unknown;   /* tokens that are <unk>, of all documents */
+    int64_t end_marks; /* tokens within the text that are the piece which ends documents, of all documents */
     int64_t documents, text_bytes, changed; /* that were compared; documents that did not come back as they were */
 #define X(name, words) int64_t name;
     FIDELITY_LIST(X)

@@ -110,9 +110,9 @@ static int find_marks(const struct tokenizer *tokenizer, const struct options *o
     *eos = o->eos_piece ? tokenizer_find_piece(tokenizer, o->eos_piece) : tokenizer_eos(tokenizer);
     if (o->bos && *bos < 0)
         FAIL(ERR_DATA, "%s has no BOS piece (spm_train --bos_id=1): leave out --bos", o->tokenizer);
-    if (o->eos_piece && *eos < 0) {
-        FAIL(ERR_DATA, "%s has no piece %s; --eos-piece names one as it stands in the model", o->tokenizer,
-             o->eos_piece);
+    if (o->eos_piece && (*eos < 0 || *eos == tokenizer_unk(tokenizer))) {
+        FAIL(ERR_DATA, "%s has no piece %s that could end documents; --eos-piece names one as it stands in the model",
+             o->tokenizer, o->eos_piece);
     }
     if (*eos < 0) {
         FAIL(ERR_DATA,
@@ -326,6 +326,12 @@ static void report_fidelity(const struct prepare_work *work, const char *tokeniz
         log_warn("%s does not give the text back as it was: %s; " FIDELITY_REMEDY, tokenizer, words);
     } else {
         printf("tokenizer: %s\n", words);
+    }
+    if (c->fidelity.end_marks > 0) {
+        log_warn("%" PRId64
+                 " times the text itself has the piece %s, with which documents end: training takes it for their "
+                 "end; choose another --eos-piece, or take it out of the text",
+                 c->fidelity.end_marks, tokenizer_piece(work->tokenizer, work->rules.eos));
     }
     json_decref(json);
 }
