@@ -90,7 +90,7 @@ fi
 [[ $scheduler != pjm || $spare -eq 0 ]] || fail "--spare: PJM ends a job that loses a node; leave it out"
 [[ $scheduler != sge || ${#options[@]} -gt 0 ]] ||
     fail "Grid Engine's request for nodes differs by site; give it, e.g. --option '-l node_f=$((nodes + spare))'"
-[[ -r $config ]] || fail "$config cannot be read"
+[[ -r $config ]] || fail "$(realpath -m "$config") cannot be read"
 [[ -x $program ]] || fail "$program is not there; build it, or name it with --program"
 [[ -z $site || -r $site ]] || fail "$site cannot be read"
 config=$(realpath "$config")
