@@ -105,7 +105,8 @@ class Paths(lib.Case):
             (["data.train=[{path: ./none}]"], "data", "dataset {}/none: "),
             (["data.train=[{path: tok/x}]"], "data", "dataset {}/tok/x: "),
             (["data.tokenizer=none.model"], "data", "tokenizer {}/none.model: "),
-            (["data.train=[{path: shards}]", "checkpoint.resume=runs/x/step-00000011"], "data", "{}/runs/x/step-00000011/"),
+            (["data.train=[{path: shards}]", "run.dir=runs/y", "checkpoint.resume=runs/none/step-00000011"], "data",
+             "{}/runs/none/step-00000011"),
             (["data.train=[{path: shards}]", "run.dir=tok/y"], "system", "folder {}/tok/y cannot be created"),
         ):
             with self.subTest(more):
