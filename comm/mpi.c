@@ -19,6 +19,7 @@
 #include "transport.h"
 #include "watch.h"
 
+#include <math.h>
 #include <mpi.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -170,6 +171,15 @@ int comm_open(struct comm *comm, int *argc, char ***argv)
     TRY(srun_check(comm->ranks));
     TRY(local_ranks_count(comm));
     return state_open(comm);
+}
+
+double comm_grace_s(void)
+{
+    /* Open MPI's launcher up to version 4 hands on its address, and what it was told by --mca: so
+     * long after SIGCONT it sends SIGTERM, and as long after that SIGKILL. */
+    const char *seconds = getenv("OMPI_MCA_odls_base_sigkill_timeout");
+    if (!getenv("OMPI_MCA_orte_hnp_uri")) return (double)INFINITY;
+    return 2 * (seconds ? strtod(seconds, NULL) : 1);
 }
 
 int comm_watch(struct comm *comm, const char *folder, double timeout_s)

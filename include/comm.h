@@ -31,6 +31,9 @@ enum comm_choice {
 /* Starts MPI (funnelled threads) and joins all ranks. Collective. A program started without mpirun is rank 0 of 1.
  * After a failure comm_abort and comm_close may still be called. */
 int comm_open(struct comm *comm, int *argc, char ***argv);
+/* Seconds from the first signal by which the launcher tells its ranks to end until it kills them; INFINITY: not known. Not
+ * collective. */
+double comm_grace_s(void);
 /* Ends MPI after a success, or after a failure that all ranks agreed on. Collective. */
 void comm_close(struct comm *comm);
 /* Ends the whole job at once with this exit status; for a failure that the other ranks do not know of. */

@@ -13,6 +13,9 @@ enum log_level { LOG_DEBUG, LOG_INFO, LOG_WARN, LOG_ERROR };
 void log_set_rank(int rank, int ranks);
 /* Writes one line. Safe from any thread. */
 void log_write(enum log_level level, const char *format, ...) __attribute__((format(printf, 2, 3)));
+/* Flushes standard output, where a run's progress goes. When it cannot be written, for its reader is gone, the run goes on
+ * without; that is said once. By one thread. */
+void log_flush(void);
 
 /* Whether lines of this level are written. */
 bool log_shows(enum log_level level);

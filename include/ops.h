@@ -81,12 +81,12 @@
  *  step_sums       Readies what the ranks sum up at the end of a step: sums i64[SUMS_ELEMS] gets the faults of fault i32[1]
  *                  as a 1 each, and loss i64[2]: cross-entropy, z-loss. sums[SUMS_SQUARES…] are left alone: sum_squares
  *                  puts them there.
- *  step_decide     What the step comes to, from the sums over all ranks. A fault, squares that are not finite, or a loss
- *                  more than spike_sigma standard deviations above the recent mean (FAULT_SPIKE), goes into control's
- *                  fault, which stays until the host clears it; then, and when one was there before, nothing else
- *                  changes. Else: norm = sqrt(squares)/scale (exact; else /2^(SQUARES_BITS/2)), clip = min(1,
- *                  limits.clip/(norm + 1e-6)) (1 when that is 0), unscale = 1/scale, scale = step_scale(norm), loss with
- *                  its mean and variance, z_loss, steps + 1.
+ *  step_decide     What the step comes to, from the sums over all ranks. A fault (FAULT_STOP alone, where there is one),
+ *                  squares that are not finite, or a loss more than spike_sigma standard deviations above the recent mean
+ *                  (FAULT_SPIKE), goes into control's fault, which stays until the host clears it; then, and when one was
+ *                  there before, nothing else changes. Else: norm = sqrt(squares)/scale (exact; else
+ *                  /2^(SQUARES_BITS/2)), clip = min(1, limits.clip/(norm + 1e-6)) (1 when that is 0), unscale = 1/scale,
+ *                  scale = step_scale(norm), loss with its mean and variance, z_loss, steps + 1.
  *
  * control is i64[CONTROL_ELEMS], the memory of a struct step_control (step_control.h). */
 #ifndef TATARA_OPS_H

@@ -9,7 +9,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-enum { FAULT_OVERFLOW = 1, FAULT_NAN = 2, FAULT_SPIKE = 4 };
+/* FAULT_STOP: a rank was asked to stop, and left out micro-batches. */
+enum { FAULT_OVERFLOW = 1, FAULT_NAN = 2, FAULT_SPIKE = 4, FAULT_STOP = 8 };
 
 /* How a step stands; equal on all ranks. */
 struct step_control {
@@ -37,7 +38,7 @@ struct step_limits {
 #define CONTROL_ELEMS ((int64_t)(sizeof(struct step_control) / sizeof(int64_t)))
 
 /* Where in the sums: counts of ranks, the losses, and the four limbs of the squares. */
-enum { SUMS_OVERFLOW, SUMS_NAN, SUMS_LOSS, SUMS_Z_LOSS, SUMS_SQUARES, SUMS_ELEMS = SUMS_SQUARES + 4 };
+enum { SUMS_OVERFLOW, SUMS_NAN, SUMS_STOP, SUMS_LOSS, SUMS_Z_LOSS, SUMS_SQUARES, SUMS_ELEMS = SUMS_SQUARES + 4 };
 #define SQUARES_BITS 64
 
 #ifdef __CUDACC__
@@ -73,6 +74,7 @@ STEP_INLINE void step_sums(int64_t *sums, int32_t fault, const int64_t *loss)
 {
     sums[SUMS_OVERFLOW] = (fault & FAULT_OVERFLOW) != 0;
     sums[SUMS_NAN] = (fault & FAULT_NAN) != 0;
+    sums[SUMS_STOP] = (fault & FAULT_STOP) != 0;
     sums[SUMS_LOSS] = loss[0];
     sums[SUMS_Z_LOSS] = loss[1];
 }
@@ -94,6 +96,7 @@ STEP_INLINE void step_decide(struct step_control *control, const int64_t *sums, 
 {
     if (control->fault != 0) return;
     control->fault = (sums[SUMS_OVERFLOW] ? FAULT_OVERFLOW : 0) | (sums[SUMS_NAN] ? FAULT_NAN : 0);
+    if (sums[SUMS_STOP]) control->fault = FAULT_STOP; /* of a part of a step nothing else is known */
     if (control->fault != 0) return;
     double squares = 0;
     for (int i = 3; i >= 0; i--)

@@ -6,10 +6,13 @@
 #include "err.h"
 #include "log.h"
 #include "run.h"
+#include "signals.h"
 
+#include <fcntl.h>
 #include <hdf5.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 static const struct command {
     const char *name;
@@ -68,12 +71,24 @@ static int dispatch(struct comm *comm, int argc, char **argv)
                                       argc > 1 ? "no such command: " : "which command?", argc > 1 ? argv[1] : ""));
 }
 
+/* Where standard input, output or error is closed, the next file to be opened would take its place, and get what is printed. */
+static void fill_standard_files(void)
+{
+    int fd = 0;
+    while (fd >= 0 && fd <= STDERR_FILENO)
+        fd = open("/dev/null", O_RDWR);
+    if (fd >= 0) (void)close(fd);
+}
+
 int main(int argc, char **argv)
 {
-    struct comm comm;
+    struct comm comm = {.ranks = 1};
+    fill_standard_files();
     /* After a close that failed on a full disk, HDF5's own clean-up at exit would crash; it must be told beforehand. */
     if (H5dont_atexit() < 0) return ERR_SYSTEM;
-    int rc = comm_open(&comm, &argc, &argv);
+    /* Before MPI's start, which takes a while. */
+    int rc = argc > 1 && strcmp(argv[1], "train") == 0 ? signal_open() : 0;
+    if (rc == 0) rc = comm_open(&comm, &argc, &argv);
     static char help[] = "--help";
     for (int i = 1; i < 3 && i < argc; i++) /* the command, or its first word */
         if (strcmp(argv[i], "-h") == 0) argv[i] = help;

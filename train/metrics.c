@@ -159,14 +159,14 @@ static void print_progress(struct metrics *metrics, int64_t step, const struct s
                metrics->rank_s[metrics->slow_rank], metrics->rank_s[metrics->ranks + (metrics->ranks - 1) / 2]);
     }
     printf("\n");
-    fflush(stdout);
+    log_flush();
 }
 
 int metrics_step(struct metrics *metrics, struct comm *comm, int64_t step, const struct step_report *report, bool now)
 {
     const struct config *cfg = metrics->cfg;
     struct step_report *total = &metrics->total;
-    metrics->steps++;
+    metrics->steps += !report->given_up;
     total->load_s += report->load_s;
     total->forward_s += report->forward_s;
     total->backward_s += report->backward_s;

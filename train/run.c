@@ -13,6 +13,7 @@
 #include "plan.h"
 #include "record.h"
 #include "replicas.h"
+#include "requests.h"
 #include "saving.h"
 #include "signals.h"
 #include "start.h"
@@ -20,10 +21,14 @@
 
 #include <errno.h>
 #include <jansson.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+
+/* What a node's ranks write together on an ordinary disk. */
+#define SAVE_BYTES_PER_S 0.5e9
 
 const char run_version[] = TATARA_VERSION " (" TATARA_COMMIT ")";
 
@@ -41,6 +46,7 @@ struct run {
     char *record; /* of data and arithmetic; owned */
     struct start_outcome start;
     int64_t done; /* steps */
+    bool stop;    /* asked for */
     size_t base_bytes;
 };
 
@@ -273,10 +279,14 @@ static int evaluate(struct run *run)
     const double begin = now_s();
     if (!run->valid) return 0;
     TRY(step_evaluate(&run->step, run->valid, run->cfg->log.eval_batches, &loss));
+    if (isnan(loss)) {
+        log_info("no validation loss at step %lld: asked to stop meanwhile", (long long)run->done);
+        return 0;
+    }
     if (run->comm->rank == 0) {
         printf("step %lld/%lld  validation loss %.4f  (%.1f s)\n", (long long)run->done,
                (long long)run->cfg->run.steps, loss, now_s() - begin);
-        fflush(stdout);
+        log_flush();
     }
     TRY(metrics_event(&run->metrics, "evaluation", run->done, json_pack("{s:f}", "loss", loss)));
     metrics_skip(&run->metrics, begin);
@@ -297,56 +307,107 @@ static bool must_settle(struct run *run)
            saving_wanted(&run->saving, run->done);
 }
 
+/* Takes up what was asked for meanwhile, and moves the save under way on. Collective. */
+static int take_requests(struct run *run)
+{
+    struct request request;
+    TRY(request_poll(run->comm, &run->saving.folder, saving_busy(&run->saving), &request));
+    saving_advance(&run->saving, request.busy);
+    run->saving.asked |= request.save;
+    run->stop |= request.stop;
+    return 0;
+}
+
+/* Says it when the launcher would kill the ranks before they have done a micro-batch and saved; a step takes step_s. */
+static void check_grace(const struct run *run, double step_s, int64_t micro_batches)
+{
+    const double grace_s = comm_grace_s(), bytes = (double)zero_saved_bytes(&run->step.zero) * run->comm->local_ranks;
+    const double need_s = step_s / (double)(micro_batches > 0 ? micro_batches : 1) + bytes / SAVE_BYTES_PER_S;
+    if (need_s < grace_s) return;
+    log_info("to stop, send SIGUSR1 to mpirun: after Ctrl-C or SIGTERM it kills the ranks within %.0f s, and a "
+             "micro-batch and a save take some %.1f s; with --mca odls_base_sigkill_timeout %.0f it leaves them time",
+             grace_s, need_s, 2 + ceil(need_s));
+}
+
+/* Back to the last whole step, when one was given up for a request to stop. */
+static int give_up(struct run *run, const struct step_report *report)
+{
+    log_info("step %lld: given up half-way on request; the next start does it again",
+             (long long)run->step.settled + 1);
+    run->done = run->step.settled;
+    return run->metrics.steps > 0 ? metrics_step(&run->metrics, run->comm, run->done, report, true) : 0;
+}
+
 /* Steps until the end of the run or a request to stop. */
 static int loop(struct run *run)
 {
     const struct config *cfg = run->cfg;
     const int64_t end = cfg->run.stop_at > 0 && cfg->run.stop_at < cfg->run.steps ? cfg->run.stop_at : cfg->run.steps;
     struct saving *saving = &run->saving;
-    struct request request = {.stop = false};
-    bool last = run->done >= end, stop = false;
+    bool last = run->done >= end;
     struct step_report report;
     TRY(loader_seek(run->train, step_position(&run->step, run->done)));
     /* What it may have to go back to must be in its own folder. */
     if (!last && saving->saved < 0 && run->done > 0 && config_rewinds(cfg)) saving_now(saving, run->done);
+    bool checked = false;
     run->metrics.mark_s = now_s();
     while (!last) {
         TRY(step_run(&run->step, run->train, run->done, &report));
         run->done++;
-        TRY(signal_poll(run->comm, &saving->folder, saving_busy(saving), &request));
-        saving_advance(saving, request.busy);
-        saving->asked |= request.save;
-        stop |= request.stop;
-        last = run->done == end || stop;
+        TRY(take_requests(run));
+        last = run->done == end || run->stop;
         if (last || must_settle(run)) TRY(step_settle(&run->step, run->train, run->done, &report));
         if (report.rewind) {
             TRY(saving_rewind(saving, &run->done));
             TRY(loader_seek(run->train, step_position(&run->step, run->done)));
-            last = stop;
+            last = run->stop;
             continue;
         }
         if (report.skipped > 0)
             TRY(metrics_event(&run->metrics, "skip", run->done, json_pack("{s:i}", "steps", report.skipped)));
+        if (report.given_up) {
+            TRY(give_up(run, &report));
+            break;
+        }
+        if (!checked && run->step.settled == run->done) {
+            check_grace(run, (now_s() - run->metrics.mark_s) / (double)(run->metrics.steps + 1),
+                        report.micro_batches);
+            checked = true;
+        }
         TRY(metrics_step(&run->metrics, run->comm, run->done, &report, last));
         if (due(run->done, cfg->run.check_replicas_every)) TRY(replicas_check(&run->step, run->done));
-        if (due(run->done, cfg->log.eval_every) && run->done < end) TRY(evaluate(run));
+        if (due(run->done, cfg->log.eval_every) && run->done < end) {
+            TRY(evaluate(run));
+            TRY(take_requests(run));
+            last |= run->stop;
+        }
         if (!last && saving_wanted(saving, run->done)) saving_now(saving, run->done);
         if (!last && saving_jump(saving, run->done))
             TRY(loader_seek(run->train, step_position(&run->step, run->done)));
     }
+    if (run->done > 0) TRY(saving_last(saving, run->done));
     if (run->done >= cfg->run.steps) TRY(evaluate(run));
-    TRY(saving_last(saving, run->done));
     if (run->done >= cfg->run.steps) {
         log_info("done: %lld steps; the model is in %s/step-%08lld", (long long)run->done, cfg->run.dir,
                  (long long)run->done);
     } else {
         log_info("stopped at step %lld of %lld %s goes on from here", (long long)run->done, (long long)cfg->run.steps,
-                 stop ? "on request; the same command" : "as run.stop_at says; the command without it");
+                 run->stop ? "on request; the same command" : "as run.stop_at says; the command without it");
     }
     TRY(metrics_event(&run->metrics, "end", run->done, NULL));
-    if (!stop || run->done == end) return 0;
+    if (!run->stop || run->done == end) return 0;
     err_share(); /* no message: this is how it was meant to end */
     return ERR_STOPPED;
+}
+
+/* Ends the start of a run that is asked to stop meanwhile: there is nothing to save yet. Collective. */
+static int go_on(struct comm *comm)
+{
+    const int rc = comm_agree(comm, signal_stop_asked() ? ERR_STOPPED : 0);
+    if (rc != ERR_STOPPED) return rc;
+    log_info("stopped on request before the first step; the same command starts again");
+    err_share();
+    return rc;
 }
 
 static int run_train(struct comm *comm, struct config *cfg)
@@ -354,20 +415,22 @@ static int run_train(struct comm *comm, struct config *cfg)
     int rc = 0;
     struct run run = {.cfg = cfg, .comm = comm};
     run.saving = (struct saving){.cfg = cfg, .comm = comm, .step = &run.step, .metrics = &run.metrics, .saved = -1};
-    TRY_GOTO(signal_open(), done);
     TRY_GOTO(comm_agree(comm, open_device(&run.dev, cfg, comm)), done);
     TRY_GOTO(comm_agree(comm, open_transport(&run)), done);
     TRY_GOTO(comm_agree(comm, watched(&run, "the tokenizer and the shards of data", open_data)), done);
+    TRY_GOTO(go_on(comm), done);
     TRY_GOTO(comm_agree(comm, open_memory(&run)), done);
     log_info("model: %.1f M parameters; memory: %.0f MiB a rank", (double)run.step.params.elems / 1e6,
              (double)run.arena.size / (1 << 20));
     TRY_GOTO(watched(&run, "the run's folder", open_folder), done);
     TRY_GOTO(watched(&run, "the checkpoint to go on from", begin), done);
+    TRY_GOTO(go_on(comm), done);
     TRY_GOTO(choose_attention(&run), done);
     TRY_GOTO(comm_agree(comm, watched(&run, "config.yaml", save_config)), done);
     run.saving.bos = loader_shard_info(run.train)->bos;
     run.saving.eos = (int64_t)loader_shard_info(run.train)->eos;
     TRY_GOTO(comm_agree(comm, saving_open(&run.saving)), done);
+    TRY_GOTO(go_on(comm), done);
     TRY_GOTO(watched(&run, "metrics.jsonl", open_metrics), done);
     TRY_GOTO(loop(&run), done);
 done:
@@ -399,9 +462,13 @@ static void usage(void)
          "  --help-config   every option: type, default, range, meaning\n"
          "  --help          this text\n"
          "\n"
-         "To stop: Ctrl-C, SIGTERM or SIGUSR1, or `touch RUN_DIR/STOP`; the step in hand is finished and saved, and\n"
-         "the exit status is 11. `tatara --help` lists the others.\n"
-         "To save and go on: `touch RUN_DIR/SAVE`. Under mpirun send SIGUSR1 to mpirun, which passes it on.\n"
+         "To stop: Ctrl-C, SIGTERM, SIGHUP, SIGXCPU or SIGUSR1. The step in hand is given up, the last whole one\n"
+         "is saved, and the exit status is 11; `tatara --help` lists the others. A second Ctrl-C, a second or more\n"
+         "after the first, ends the run at once and unsaved. `touch RUN_DIR/STOP` stops after the step in hand.\n"
+         "To save and go on: `touch RUN_DIR/SAVE`.\n"
+         "Under mpirun or srun, send SIGUSR1 to it: it passes that on. After Ctrl-C or SIGTERM, Open MPI 4's mpirun\n"
+         "kills the ranks within 2 s, or 2T s with --mca odls_base_sigkill_timeout T, and ends with 1; srun kills\n"
+         "them at once; MPICH's mpirun lets them save. The README has a table.\n"
          "Progress and validation losses go to stdout, all else that a run says to stderr; both, and more, to\n"
          "RUN_DIR/metrics.jsonl.\n"
          "Environment: TATARA_LOG=debug|info|warn|error: what is said on stderr.");

@@ -1,21 +1,16 @@
-/* Requests from outside: signals, and files named STOP or SAVE in the run's folder. */
+/* Signals that ask a run to stop. */
 #ifndef TATARA_SIGNALS_H
 #define TATARA_SIGNALS_H
 
-#include "ckpt/ckpt.h"
-#include "comm.h"
+#include <stdbool.h>
 
-struct request {
-    bool
-        stop; /* SIGTERM, SIGINT, SIGUSR1 (Slurm's warning before the time limit) on any rank, or STOP: save and end */
-    bool save; /* SAVE: save and go on */
-    bool busy; /* some rank's `busy` */
-};
-
-/* Installs the handlers. A second SIGINT or SIGTERM ends the process at once. */
+/* Installs the handlers. SIGTERM, SIGINT, SIGUSR1 and SIGXCPU (a scheduler's warnings before a limit), and SIGHUP where it
+ * was not ignored, as nohup does, ask to stop; so does SIGCONT of Open MPI's launcher, which is the first that a rank hears
+ * of the end, where the process was not suspended. However often they come, that is one request. Only a person's second
+ * SIGINT, a second or more after the first, ends the process at once. SIGPIPE is ignored: who reads the progress may go
+ * away. */
 int signal_open(void);
-/* What was asked for since the last call, the same on all ranks; the files are removed as they are seen. busy: what this
- * rank has to tell the others in passing. ERR_TAKEN when the run's folder is another attempt's now. Collective. */
-int signal_poll(struct comm *comm, const struct ckpt_run *folder, bool busy, struct request *request);
+/* Whether this rank was asked to stop; then it stays so. Not collective. */
+bool signal_stop_asked(void);
 
 #endif

@@ -5,6 +5,7 @@
 #include "err.h"
 #include "log.h"
 #include "optim.h"
+#include "signals.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -164,7 +165,8 @@ static void warmed_up(struct step *step, int64_t n)
 }
 
 /* This rank's micro-batches, forward and backward, with the sums over ranks under way at the end. When one cannot be
- * loaded, *loaded says so, and the rank only takes part in the sums: all ranks get to where they agree on it. */
+ * loaded, *loaded says so, and the rank only takes part in the sums: all ranks get to where they agree on it. A rank that
+ * is asked to stop leaves out the rest of them in the same way, so that what is whole can be saved at once. */
 static int accumulate(struct step *step, struct loader *loader, struct step_report *report, int *loaded)
 {
     struct batch batch;
@@ -173,6 +175,7 @@ static int accumulate(struct step *step, struct loader *loader, struct step_repo
     TRY(zero_begin(&step->zero));
     struct pass pass = {.step = step, .report = report, .mark = now_s()};
     for (int64_t i = 0; i < n; i++) {
+        if (signal_stop_asked()) return zero_give_up(&step->zero);
         *loaded = read_batch(step, loader, &batch);
         lap(&report->load_s, &pass.mark);
         if (*loaded == 0) *loaded = upload_batch(step, &batch);
@@ -286,7 +289,8 @@ int step_settle(struct step *step, struct loader *loader, int64_t done, struct s
         if (control.steps > 0) tries = 0;
         step->settled += control.steps;
         control.fault = control.steps = 0;
-        if (fault == 0) break;
+        report->given_up = (fault & FAULT_STOP) != 0;
+        if (fault == 0 || report->given_up) break;
         if (fault & (FAULT_NAN | FAULT_SPIKE)) {
             TRY(handle_fault(step, fault, report));
             if (report->rewind) return 0;
@@ -296,7 +300,8 @@ int step_settle(struct step *step, struct loader *loader, int64_t done, struct s
         }
         TRY(run_again(step, loader, done, control));
     }
-    ASSERT(step->settled == done);
+    ASSERT(report->given_up || step->settled == done);
+    if (report->given_up) report->lr = optim_lr(step->cfg, step->settled - 1);
     TRY(zero_set_control(&step->zero, control));
     const double tokens = (double)(step->cfg->batch.global * step->cfg->model.seq_len);
     report->loss = (double)control.loss / MODEL_LOSS_SCALE / tokens;
@@ -336,14 +341,17 @@ int step_resume(struct step *step, int64_t done)
     return zero_set_control(&step->zero, control);
 }
 
-/* This rank's n micro-batches of a validation pass: sums[0] of losses, sums[1] of tokens. Not collective. */
-static int evaluate(struct step *step, struct loader *loader, int64_t n, int64_t sums[2])
+/* This rank's n micro-batches of a validation pass: sums[0] of losses, sums[1] of tokens; sums[2] = 1: it was asked to stop,
+ * and left some out. Not collective. */
+static int evaluate(struct step *step, struct loader *loader, int64_t n, int64_t sums[3])
 {
     struct batch batch;
     struct model *m = &step->model;
     TRY(loader_seek(loader, 0));
     TRY(op_fill(m->dev, m->loss_sum, 0));
     for (int64_t i = 0; i < n; i++) {
+        sums[2] = signal_stop_asked();
+        if (sums[2]) break;
         TRY(read_batch(step, loader, &batch));
         TRY(upload_batch(step, &batch));
         for (int64_t t = 0; t < m->tokens; t++)
@@ -356,13 +364,13 @@ static int evaluate(struct step *step, struct loader *loader, int64_t n, int64_t
 int step_evaluate(struct step *step, struct loader *loader, int64_t max_micro_batches, double *loss)
 {
     const struct comm *comm = step->comm;
-    int64_t n = loader_micro_batches(loader), sums[2] = {0};
+    int64_t n = loader_micro_batches(loader), sums[3] = {0};
     /* Of the first micro-batches of the pass, those that are this rank's. */
     const int64_t share = (max_micro_batches + comm->ranks - 1 - comm->rank) / comm->ranks;
     TRY(comm_finish(step->comm));
     if (max_micro_batches > 0 && n > share) n = share;
     TRY(comm_agree(step->comm, evaluate(step, loader, n, sums)));
-    TRY(comm_sum_i64(step->comm, sums, 2));
-    *loss = sums[1] > 0 ? (double)sums[0] / MODEL_LOSS_SCALE / (double)sums[1] : 0;
+    TRY(comm_sum_i64(step->comm, sums, 3));
+    *loss = sums[2] > 0 ? NAN : sums[1] > 0 ? (double)sums[0] / MODEL_LOSS_SCALE / (double)sums[1] : 0;
     return 0;
 }

@@ -43,6 +43,8 @@ struct step_report {
     int redone;       /* times that steps were done again with a coarser scale */
     int skipped;      /* steps that changed nothing, for a NaN or a spike */
     bool rewind;      /* step `settled` has such a fault, and the caller is to go back to before it */
+    bool
+        given_up; /* a rank was asked to stop: step `settled` and those after it were not done; the rest is of the one before */
     double load_s, forward_s, backward_s, reduce_s, update_s; /* waiting for data, and the phases of computation */
     int64_t micro_batches;                                    /* of this rank */
 };
@@ -56,13 +58,15 @@ void step_close(struct step *step);
 struct attention_case step_attention_case(const struct step *step);
 /* After the real layout: tables, and initial weights unless a checkpoint will bring them. Collective. */
 int step_start(struct step *step, bool initial_weights);
-/* Does step `index` (from 0); the loader stands at its step_position. On a GPU the step is only issued: the host does not wait for it.
- * Collective. */
+/* Does step `index` (from 0); the loader stands at its step_position. On a GPU the step is only issued: the host does not
+ * wait for it. A rank that is asked to stop (signals.h) leaves out the micro-batches that it has not begun, and the step
+ * changes nothing on any rank. Collective. */
 int step_run(struct step *step, struct loader *loader, int64_t index, struct step_report *report);
 /* Learns what came out of the steps up to `done`, and adds it to the report of the last one. A step in which an integer
  * sum overflowed has changed nothing, nor has any after it: they are done again here. A step whose loss or gradient is
  * not finite, or whose loss is a spike, has changed nothing either: as run.on_nan and run.on_spike say, it is passed
- * over, or report->rewind asks to go back, or it is ERR_NUMERIC on all ranks. Collective. */
+ * over, or report->rewind asks to go back, or it is ERR_NUMERIC on all ranks. A step that was given up for a request to
+ * stop ends it: report->given_up. Collective. */
 int step_settle(struct step *step, struct loader *loader, int64_t done, struct step_report *report);
 /* Where step `index` (from 0) begins in the order of the data, in sequences: after all that the steps before it have read
  * or left out, whatever their batch.global was. */
@@ -74,7 +78,7 @@ void step_set_position(struct step *step, int64_t done, int64_t sequences, doubl
 /* Goes on after `done` steps, with step->grad_norm, loss_… as they were then; all 0: nothing is known. */
 int step_resume(struct step *step, int64_t done);
 /* Mean cross-entropy over the first max_micro_batches (0: all) of a validation loader's pass, whatever the number of ranks
- * that share them. Collective. */
+ * that share them; NAN when a rank was asked to stop meanwhile. Collective. */
 int step_evaluate(struct step *step, struct loader *loader, int64_t max_micro_batches, double *loss);
 
 #endif

@@ -4,7 +4,9 @@
 
 #include "utf8.h"
 
+#include <errno.h>
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -49,4 +51,15 @@ void log_write(enum log_level level, const char *format, ...)
     used = strlen(utf8_show(line, "\n\t", shown, sizeof shown - 1));
     shown[used] = '\n';
     fwrite(shown, 1, used + 1, stderr);
+}
+
+void log_flush(void)
+{
+    static bool said = false;
+    const bool failed = fflush(stdout) != 0;
+    const int error = errno;
+    clearerr(stdout);
+    if (!failed || said) return;
+    said = true;
+    log_warn("standard output cannot be written: %s; the run goes on without progress lines", strerror(error));
 }

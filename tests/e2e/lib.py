@@ -248,7 +248,9 @@ def step_values(run_dir):
 
 
 def events(run_dir, event):
-    return [line for line in metrics(run_dir) if line.get("event") == event]
+    """The events of that name, without the time at which they were written."""
+    lines = [line for line in metrics(run_dir) if line.get("event") == event]
+    return [{key: value for key, value in line.items() if key != "time"} for line in lines]
 
 
 def losses(run_dir):
@@ -303,5 +305,6 @@ def main():
     parser.add_argument("--data", type=lambda path: pathlib.Path(path).resolve(), required=True)
     parser.add_argument("--stuck-read", type=lambda path: pathlib.Path(path).resolve(), help="for test_hang")
     parser.add_argument("--refuse", type=lambda path: pathlib.Path(path).resolve(), help="for test_host")
+    parser.add_argument("--slow", type=lambda path: pathlib.Path(path).resolve(), help="for test_stop")
     options, rest = parser.parse_known_args()
     unittest.main(argv=[sys.argv[0], *rest], verbosity=2)

@@ -213,7 +213,7 @@ class Faults(lib.Case):
         event, = lib.events(run_dir, "rewind")
         self.assertEqual((event["step"], event["batches_skipped"]), (0, event["fault_step"]))
         lines = lib.metrics(run_dir)
-        after = lines[lines.index(event) + 1]
+        after = lines[[line.get("event") for line in lines].index("rewind") + 1]
         self.assertEqual(after["step"], 1)
         still = self.train("still", *words, "optim.lr=0", "optim.min_lr=0", f"run.stop_at={event['fault_step'] + 1}")
         self.assertEqual(after["loss"], lib.losses(still)[-1])

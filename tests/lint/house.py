@@ -24,7 +24,7 @@ PARTS = {
     "model": ["train/model/"],
     "ckpt": ["train/ckpt/"],
     "parallel": ["train/parallel/", "train/optim"],
-    "step": ["train/step", "train/graphs"],
+    "step": ["train/step", "train/graphs", "train/signals"],
     "run": ["train/"],
     "main": ["train/main.c"],
     "tests": ["tests/", "scripts/"],

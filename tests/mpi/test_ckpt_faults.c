@@ -333,8 +333,14 @@ static void test_mistakes(void **state)
                      ERR_NUMERIC);
     assert_true(fixture_told(comm, "grad_norm"));
     meta.grad_norm = 1;
-    if (comm->rank == last && last > 0) slabs[3].name[0] = 'X';
     const int expected = last > 0 ? ERR_BUG : 0;
+    if (comm->rank == last && last > 0) meta.step++; /* on the other side of an update */
+    if (last > 0)
+        assert_int_equal(ckpt_save(comm, &fix.run, &meta, slabs, FIXTURE_TENSORS, (struct ckpt_keep){.newest = 1}),
+                         expected);
+    assert_true(last == 0 || fixture_told(comm, "another step than rank 0"));
+    meta.step = 1;
+    if (comm->rank == last && last > 0) slabs[3].name[0] = 'X';
     assert_int_equal(ckpt_save(comm, &fix.run, &meta, slabs, FIXTURE_TENSORS, (struct ckpt_keep){.newest = 1}),
                      expected);
     assert_true(last == 0 || fixture_told(comm, "saves other tensors"));

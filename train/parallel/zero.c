@@ -163,6 +163,13 @@ int zero_accumulate_nothing(struct zero *z)
     return 0;
 }
 
+int zero_give_up(struct zero *z)
+{
+    const int32_t fault = FAULT_STOP;
+    TRY(z->dev->table->upload(z->dev, z->fault.data, &fault, sizeof fault));
+    return zero_accumulate_nothing(z);
+}
+
 int zero_reduce(struct zero *z)
 {
     TRY(comm_wait(z->comm));

@@ -72,6 +72,9 @@ int zero_accumulate(void *zero, int unit, struct tensor grads);
 /* For a rank that has no micro-batch in this step: takes part in the sums with zeros. Collective with the others'
  * last zero_accumulate. */
 int zero_accumulate_nothing(struct zero *zero);
+/* For a rank that leaves out the rest of its micro-batches: takes part in the sums, and says with FAULT_STOP that they are
+ * worth nothing. Collective as zero_accumulate_nothing. */
+int zero_give_up(struct zero *zero);
 /* Completes the sums, and decides with faults and the norm over all ranks what the step comes to. Collective. */
 int zero_reduce(struct zero *zero);
 /* The gradient of this rank's part of a unit as f32, after zero_reduce. */
