@@ -373,8 +373,8 @@ static int host_poll(struct comm *comm)
 {
     int done = 0;
     int which[SEGMENTS_IN_FLIGHT];
-    CHECK_MPI(MPI_Testsome(SEGMENTS_IN_FLIGHT, comm->state->in_flight, &done, which, MPI_STATUSES_IGNORE),
-              "sum over ranks");
+    MPI_Status statuses[SEGMENTS_IN_FLIGHT];
+    CHECK_MPI(MPI_Testsome(SEGMENTS_IN_FLIGHT, comm->state->in_flight, &done, which, statuses), "sum over ranks");
     return queue_advance(comm);
 }
 
@@ -407,10 +407,10 @@ static int queue_finish(struct comm *comm)
 {
     int done = 0;
     int which[SEGMENTS_IN_FLIGHT];
+    MPI_Status statuses[SEGMENTS_IN_FLIGHT]; /* gcc warns of MPICH's MPI_STATUSES_IGNORE */
     TRY(queue_advance(comm));
     while (true) {
-        CHECK_MPI(MPI_Waitsome(SEGMENTS_IN_FLIGHT, comm->state->in_flight, &done, which, MPI_STATUSES_IGNORE),
-                  "sum over ranks");
+        CHECK_MPI(MPI_Waitsome(SEGMENTS_IN_FLIGHT, comm->state->in_flight, &done, which, statuses), "sum over ranks");
         if (done == MPI_UNDEFINED) return 0; /* nothing was in flight, so nothing is queued */
         TRY(queue_advance(comm));
     }

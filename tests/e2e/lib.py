@@ -116,10 +116,16 @@ class Process:
         for file in self.files:
             file.close()
 
-    def children(self):
-        """Ids of the processes that this one started: the ranks, when it is mpirun."""
-        tasks = pathlib.Path(f"/proc/{self.popen.pid}/task").iterdir()
-        return sorted(int(child) for task in tasks for child in (task / "children").read_text().split())
+    def ranks(self):
+        """Ids of the ranks' processes by rank, when this is a launcher. Some have helpers between the ranks and them."""
+        ranks, below = {}, [self.popen.pid]
+        while below:
+            folder = pathlib.Path(f"/proc/{below.pop()}")
+            below += [int(child) for task in folder.glob("task/*/children") for child in task.read_text().split()]
+            rank = re.search(rb"\0(?:OMPI_COMM_WORLD_RANK|PMI_RANK)=(\d+)\0", (folder / "environ").read_bytes())
+            if rank and (folder / "cmdline").read_bytes().split(b"\0")[0] == bytes(options.tatara):
+                ranks[int(rank.group(1))] = int(folder.name)
+        return [pid for _, pid in sorted(ranks.items())]
 
 
 def launcher(ranks):

@@ -253,7 +253,7 @@ class Run(Emulated):
         config, run_dir = self.config()
         with lib.Process(["train", config, *TINY, "device=cuda", "run.steps=1000000"], ranks=2) as process:
             lib.wait_for("a step", lambda: lib.steps_done(run_dir) > 0, timeout=60)
-            ranks = process.children()
+            ranks = process.ranks()
             self.assertEqual(len(ranks), 2)
             os.kill(ranks[1], signal.SIGKILL)
             result = process.wait(10)

@@ -180,7 +180,7 @@ class Trouble(Run):
         with lib.Process(["train", self.yaml, "run.steps=1000000"], ranks=2) as process:
             before = lib.steps_done(self.run_dir)
             lib.wait_for("a step", lambda: lib.steps_done(self.run_dir) > before)
-            ranks = process.children()
+            ranks = process.ranks()
             self.assertEqual(len(ranks), 2)
             os.kill(ranks[1], signal.SIGKILL)
             result = process.wait(10)
@@ -197,7 +197,7 @@ class Trouble(Run):
                 with lib.Process(words, ranks=3) as process:
                     before = lib.steps_done(self.run_dir)
                     lib.wait_for("a step", lambda: lib.steps_done(self.run_dir) > before)
-                    ranks = process.children()
+                    ranks = process.ranks()
                     self.assertEqual(len(ranks), 3)
                     os.kill(ranks[victim], signal.SIGSTOP)
                     result = process.wait(2 + 10)
@@ -215,7 +215,7 @@ class Trouble(Run):
         with lib.Process(words, ranks=3) as process:
             before = lib.steps_done(self.run_dir)
             lib.wait_for("a step", lambda: lib.steps_done(self.run_dir) > before)
-            victim = process.children()[1]
+            victim = process.ranks()[1]
 
             def is_named():
                 os.kill(victim, signal.SIGSTOP)

@@ -33,7 +33,7 @@ class Shard(Hang):
         prefix = ["env", f"LD_PRELOAD={lib.options.stuck_read}"]
         with lib.Process(["train", config, *WORDS], ranks=ranks, prefix=prefix) as process:
             lib.wait_for("a step", lambda: lib.steps_done(run_dir) > 0)
-            processes = by_rank(process) if ranks else {0: process.popen.pid}
+            processes = dict(enumerate(process.ranks())) if ranks else {0: process.popen.pid}
             self.assertEqual(sorted(processes), list(range(max(ranks, 1))))
             for rank in stuck:
                 os.kill(processes[rank], signal.SIGUSR2)
@@ -64,7 +64,7 @@ class Start(Hang):
                 place.symlink_to(real)
         config, run_dir = self.config(name)
         process = lib.Process(["train", config, *WORDS, *words], ranks=3,
-                              wrap=["sh", "-c", 'cd "$0/$OMPI_COMM_WORLD_RANK" && exec "$@"', folder])
+                              wrap=["sh", "-c", 'cd "$0/${OMPI_COMM_WORLD_RANK:-$PMI_RANK}" && exec "$@"', folder])
         self.addCleanup(process.__exit__)
         return process, run_dir
 
@@ -87,7 +87,7 @@ class Start(Hang):
             os.mkfifo(mute_dir / f"hang-{rank:05}")
         late_dir.mkdir()
         (late_dir / "hang-00001").write_text("in collective 1000000, attempt 1: rank 1 has waited 9 s in a queue\n")
-        os.kill(by_rank(late)[1], signal.SIGSTOP)
+        os.kill(late.ranks()[1], signal.SIGSTOP)
 
         self.check(late, r"hung: .*; 1 of 3 ranks did not arrive: 1\.")
         self.check(none, rf"hung: .*; 1 of 3 ranks did not arrive: 0 \(rank 0 has waited \d s for {DATA}\)\.")
@@ -133,15 +133,6 @@ class Everywhere(Hang):
         self.check(alone, rf"hung: rank 0 has waited \d s for {CHECKPOINT}, longer than .*, as have 1 of 1 ranks\.")
         self.check(mute, rf"hung: rank 0 has waited \d s for {CHECKPOINT}, longer than .*; {mute_dir} cannot be written "
                          r"to or does not answer\.")
-
-
-def by_rank(launcher):
-    """The ids of the ranks' processes."""
-    ranks = {}
-    for child in launcher.children():
-        with open(f"/proc/{child}/environ", "rb") as file:
-            ranks[int(re.search(rb"\0OMPI_COMM_WORLD_RANK=(\d+)\0", file.read()).group(1))] = child
-    return ranks
 
 
 if __name__ == "__main__":

@@ -72,19 +72,19 @@ static int64_t sum_check(struct comm *comm, struct tensor t, int salt, bool scat
     return sum_errors(comm, t, salt, begin, begin + part);
 }
 
-/* What Open MPI's mpirun says of this process; `alone` when there is no mpirun. */
-static long environment_number(const char *name, long alone)
+/* What the launcher says of this process, Open MPI's or Hydra; `alone` when there is none. */
+static long launcher_number(const char *open_mpi, const char *hydra, long alone)
 {
-    const char *text = getenv(name);
+    const char *text = getenv(open_mpi) ? getenv(open_mpi) : getenv(hydra);
     return text ? strtol(text, NULL, 10) : alone;
 }
 
 static void test_ranks(void **state)
 {
     const struct comm *comm = comm_of(state);
-    assert_int_equal(comm->ranks, environment_number("OMPI_COMM_WORLD_SIZE", 1));
-    assert_int_equal(comm->rank, environment_number("OMPI_COMM_WORLD_RANK", 0));
-    assert_int_equal(comm->local_rank, environment_number("OMPI_COMM_WORLD_LOCAL_RANK", 0));
+    assert_int_equal(comm->ranks, launcher_number("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", 1));
+    assert_int_equal(comm->rank, launcher_number("OMPI_COMM_WORLD_RANK", "PMI_RANK", 0));
+    assert_int_equal(comm->local_rank, launcher_number("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", 0));
     assert_int_equal(comm->local_ranks, comm->ranks);
 }
 
