@@ -75,8 +75,10 @@ clean_environment() {
     [[ ${#names[@]} -eq 0 ]] || say "unset, as the submitting shell had them: ${names[*]}; TATARA_SITE may set them"
     if [[ -n ${TATARA_SITE:-} ]]; then
         [[ -r $TATARA_SITE ]] || refuse "TATARA_SITE=$TATARA_SITE cannot be read"
+        set +u # what it sources in turn may take unset variables for empty
         # shellcheck source=/dev/null
         . "$TATARA_SITE"
+        set -u
     fi
     export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 }

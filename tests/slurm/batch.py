@@ -25,7 +25,7 @@ FAKE = r"""#!/bin/bash
 name=${0##*/}
 echo "$name $*" >>"$FAKE/calls"
 case "$name $*" in
-"srun --mpi=list") [[ ! -e $FAKE/no-pmix ]] && printf '%s\n' pmix pmi2 ;;
+"srun --mpi=list") [[ ! -e $FAKE/no-pmix ]] && printf '%s\n' pmix pmi2 cray_shasta ;;
 "mpirun --version" | "mpiexec.hydra --version") cat "$FAKE/version" ;;
 srun* | mpirun* | mpiexec*)
     env | grep OMPI_MCA_ >>"$FAKE/environment"
@@ -61,8 +61,8 @@ sbatch* | qsub*) wc -l <"$FAKE/calls" ;;
 esac
 exit 0
 """
-TOOLS = ["srun", "mpirun", "mpiexec.hydra", "scontrol", "sinfo", "squeue", "sbatch", "qsub", "pjsub", "pbsnodes", "qhost"]
-STARTERS = ["srun", "mpirun", "mpiexec.hydra"]
+STARTERS = ["srun", "mpirun", "mpiexec", "mpiexec.hydra"]
+TOOLS = [*STARTERS, "scontrol", "sinfo", "squeue", "sbatch", "qsub", "pjsub", "pbsnodes", "qhost"]
 
 
 class Batch(lib.Case):

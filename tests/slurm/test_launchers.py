@@ -40,7 +40,7 @@ class Launchers(batch.Batch):
         (self.fake / "tatara").write_text(f'#!/bin/sh\necho "run.dir={self.run_dir}\nrun.last_step=20"\n')
         (self.fake / "tatara").chmod(0o755)
         self.scripts = {}
-        for scheduler in ["slurm", "pbs"]:
+        for scheduler in batch.SUFFIX:
             self.scripts[scheduler] = self.dir / f"{scheduler}.sh"
             self.scripts[scheduler].write_text(f"TATARA_JOB_SCRIPT=$0 exec bash {batch.ROOT}/scripts/{scheduler}/train."
                                                f"{batch.SUFFIX[scheduler]} {self.yaml}\n")
@@ -154,6 +154,25 @@ class Launchers(batch.Batch):
             status, count, said = self.attempts("slurm", 0, **given)
             self.assertEqual((status, count), (0, 1) if started else (2, 0), said)
             self.assertIn(expected, self.started()[0] if started else said)
+
+
+    def test_sites(self):
+        """The examples for kinds of site give what they say, and stumble over nothing that a site's scripts do."""
+        sites = {"slurm-pmix-gpu": ("slurm", "srun --mpi=pmix --nodes=2 "),
+                 "slurm-cray": ("slurm", "srun --mpi=cray_shasta --nodes=2 "),
+                 "pbs-openmpi": ("pbs", "mpirun --map-by ppr:1:socket --bind-to socket -n 4 --host n1:2,n2:2 "),
+                 "pjm-arm": ("pjm", "mpiexec -n 4 env "), "sge": ("sge", "mpirun --bind-to none -n 4 --host n1:2,n2:2 ")}
+        folder = batch.ROOT / "configs/sites"
+        self.assertEqual(sorted(path.stem for path in folder.iterdir()), sorted(sites))
+        for name, (scheduler, started) in sites.items():
+            with self.subTest(site=name):
+                status, count, said = self.attempts(
+                    scheduler, 0, TATARA_SITE=folder / f"{name}.sh",
+                    **{"BASH_FUNC_module%%": '() { echo "module $1 $never_set" >>"$FAKE/calls"; }'})
+                self.assertEqual((status, count), (0, 1), said)
+                self.assertTrue(self.started()[0].startswith(started), self.started())
+                self.assertIn("module load", (self.fake / "calls").read_text())
+                self.assertNotIn("line ", said)
 
 
 class Real(batch.Batch):
