@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the Debian 12 packages that Tatara needs; the one place that names them.
 #
-#   scripts/install.sh GROUP...             groups: build test slurm quickstart fixtures arm debian
+#   scripts/install.sh GROUP...             groups: build test mpich slurm quickstart fixtures arm debian
 #   scripts/install.sh --list GROUP...      prints the packages, one a line, and installs nothing
 #
 # Only what is missing is installed. Without root nothing is installed: the one line to run is printed, and the exit
@@ -17,6 +17,8 @@ build=(
 # scripts/test.sh: tests, and the tools that read the sources.
 test=(libcmocka-dev libboost-context-dev sentencepiece python3 python3-h5py python3-numpy hdf5-tools jq clang-tidy
     clang-format libomp-dev cppcheck shellcheck)
+# Another MPI beside Open MPI, for scripts/test-mpi.sh.
+mpich=(mpich libmpich-dev)
 # A Slurm cluster on this machine, for tests/slurm.
 slurm=(slurm-wlm slurmctld slurmd slurm-client munge)
 # scripts/quickstart.sh: from Debian's Japanese documentation to text, a tokenizer and a picture.
@@ -28,7 +30,7 @@ arm=(debootstrap qemu-user-static gcc-aarch64-linux-gnu g++-aarch64-linux-gnu)
 debian=(debootstrap)
 
 usage() {
-    echo "usage: scripts/install.sh [--list] GROUP...   groups: build test slurm quickstart fixtures arm debian" >&2
+    echo "usage: scripts/install.sh [--list] GROUP...   groups: build test mpich slurm quickstart fixtures arm debian" >&2
     exit 2
 }
 
@@ -47,6 +49,7 @@ for group in "$@"; do
     case $group in
     build) wanted+=("${build[@]}") ;;
     test) wanted+=("${test[@]}") ;;
+    mpich) wanted+=("${mpich[@]}") ;;
     slurm) wanted+=("${slurm[@]}") ;;
     quickstart) wanted+=("${quickstart[@]}") ;;
     fixtures) wanted+=("${fixtures[@]}") ;;

@@ -291,10 +291,10 @@ class Trouble(Run):
         self.assertIn("checkpoint: ", result.stderr[failed:])
 
     def test_file_size_limit(self):
-        """The same where a write fails for another reason. One rank: MPI's own files would break the limit too."""
+        """The same where a write fails for another reason. One rank, and no UCX: MPI's own files would break the limit."""
         limit = (self.newest / "rank-00000.h5").stat().st_size // 2
         _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        prefix = ["bash", "-c", 'ulimit -S -f "$1"; shift; exec "$@"', "bash", str(limit // 1024)]
+        prefix = ["env", "UCX_TLS=self", "bash", "-c", 'ulimit -S -f "$1"; shift; exec "$@"', "bash", str(limit // 1024)]
         self.assertTrue(hard == resource.RLIM_INFINITY or hard > limit)
         result = self.go_on("run.stop_at=16", "checkpoint.every=5", ranks=0, prefix=prefix)
         self.check_full_disk(result)
