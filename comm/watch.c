@@ -281,12 +281,12 @@ static bool speak_for_all(struct watch *w)
 static void *report(void *watch)
 {
     struct watch *w = watch;
+    err_leave_status(ERR_COMM);
     if (!speak_for_all(w)) {
         atomic_store(&w->report, SPEAKING);
         speak_alone(w);
         pause_s(GATHER_S); /* for the others to say it, too */
     }
-    err_leave_status(ERR_COMM);
     atomic_store(&w->report, SAID);
     return NULL;
 }
