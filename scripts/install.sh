@@ -12,7 +12,7 @@ set -euo pipefail
 build=(
     gcc g++ cmake ninja-build pkg-config
     openmpi-bin libopenmpi-dev libhdf5-dev libdnnl-dev libsentencepiece-dev
-    libyaml-dev libjansson-dev libzstd-dev zlib1g-dev libxxhash-dev
+    libyaml-dev libjansson-dev libzstd-dev zlib1g-dev liblzma-dev libbz2-dev libxxhash-dev
 )
 # scripts/test.sh: tests, and the tools that read the sources.
 test=(libcmocka-dev libboost-context-dev sentencepiece python3 python3-h5py python3-numpy hdf5-tools jq clang-tidy

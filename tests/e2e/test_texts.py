@@ -1,6 +1,12 @@
 """`tatara prepare` on texts as people have them: what is read, what is dropped and why, and what is refused with which
 remedy. Most of it is tables: files, words of the command line, and what must come of them."""
+import bz2
+import gzip
+import io
 import json
+import lzma
+import os
+import tarfile
 
 import h5py
 
@@ -21,12 +27,14 @@ class Texts(lib.Case):
         for name, content in files.items():
             path = self.dir / name if isinstance(name, str) else bytes(self.dir) + b"/" + name
             if isinstance(path, bytes):
-                open(path, "wb").write(content)
+                with open(path, "wb") as file:
+                    file.write(content)
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content if isinstance(content, bytes) else content.encode())
 
     def prepare(self, *words, ranks=0, **more):
+        words = [os.fsdecode(word) if isinstance(word, bytes) else word for word in words]
         return lib.tatara(["prepare", "--overwrite", "--tokenizer", lib.tokenizer(), "--out", self.dir / "out", *words],
                           ranks, **more)
 
@@ -125,7 +133,7 @@ class Records(Texts):
             "ascii16.txt": ("plain text\n".encode("utf-16-le") * 50, "with NUL bytes", "iconv -f UTF-16"),
             "latin1.txt": ("déjà vu, naïve\n".encode("latin-1"), "not UTF-8", "iconv -f ENCODING"),
             "broken.txt": (many.encode()[1:], "not UTF-8", "iconv -f UTF-8 -t UTF-8 -c"),
-            "array.json": (json.dumps([DOCUMENT] * 3, indent=1), "not JSON", "jq -c"),
+            "array.jsonl": (json.dumps([DOCUMENT] * 3, indent=1), "not JSON", "jq -c"),
             "fields.jsonl": ('{"raw_content": "a", "meta": {"url": "u"}}\n' * 3, "fields are raw_content, meta, meta.url",
                              "--text-key", "fields.jsonl:1"),
             "utf16.jsonl": ((line() * 3).encode("utf-16-le"), "iconv -f UTF-16"),
@@ -167,7 +175,149 @@ class Keys(Texts):
         self.assertFails(self.prepare("--text-key", "body", self.dir / "a.jsonl"), "data", "fields are raw", "(body)")
         self.assertFails(self.prepare("--text-key", "body", self.dir / "a.jsonl", self.dir / "a.txt", ranks=2), "data",
                          "--text-key body", "fields are raw")
-        self.assertFails(self.prepare("--id-key", "nr", self.dir / "a.txt"), "data", "--id-key nr", "no input is JSONL")
+        self.assertFails(self.prepare("--id-key", "nr", self.dir / "a.txt"), "data", "--id-key nr", "no record of JSON lines")
+
+
+class Files(Texts):
+    """Which files are taken, and how they are read."""
+
+    def names(self):
+        """The names of the files whose documents were kept: documents without an id have that of their file and place."""
+        return [label[0].rsplit("@", 1)[0] for label in self.labels()]
+
+    def test_json_lines_without_an_ending(self):
+        lines = (line() * 3).encode()
+        rows = {"wiki_00": lines, "part-00000": b"\n \n\xef\xbb\xbf" + lines, "X.JSONL": lines, "a.b.dump": lines,
+                "wiki_01.gz": gzip.compress(lines), "wiki_02.bz2": bz2.compress(lines), "wiki_03.xz": lzma.compress(lines),
+                "c4.json.gz": gzip.compress(lines), "misnamed.jsonl": gzip.compress(lines), "nl": lines[:-1],
+                "one": b'{"text": "' + b"a" * 200000 + b'"}', "nan": b'{"text": "a", "b": NaN}\n' + lines}
+        for name, content in rows.items():
+            with self.subTest(name):
+                self.write({name: content})
+                self.assertPrepares(self.prepare(self.dir / name), 1 if name == "one" else 3)
+                self.assertPrepares(self.prepare("--format", "jsonl", self.dir / name), 1 if name == "one" else 3)
+        self.write({"plain": JA, "brace": "{ so begins a text", "list": "[1] so does this\n", "text.log": JA})
+        for name in ("plain", "brace", "list", "text.log"):
+            with self.subTest(name):
+                self.assertPrepares(self.prepare(self.dir / name), 1, "0 documents dropped")
+
+    def test_what_is_no_text(self):
+        """Files that would have become tokens of braces or bytes are refused by name, with what to do."""
+        pretty, lines = json.dumps([DOCUMENT] * 2, indent=1), line() * 3
+        tar = io.BytesIO()
+        with tarfile.open(fileobj=tar, mode="w") as archive:
+            archive.addfile(tarfile.TarInfo("a.txt"), io.BytesIO())
+        rows = {
+            "array.json": (pretty, "jq -c"), "object": (json.dumps(DOCUMENT, indent=1), "jq -c"),
+            "lines.txt": (lines, "--format jsonl"), "a.csv": ("id,text\n1,a\n", "--format text"),
+            "a.parquet": (b"PAR1" + bytes(99), "Parquet"), "a.tar": (tar.getvalue(), "tar archive"),
+            "a.tar.gz": (gzip.compress(tar.getvalue()), "tar archive"), "a.zip": (b"PK\3\4" + bytes(99), "zip archive"),
+            "a.jsonl.lz4": (b"\x04\x22\x4d\x18" + bytes(99), "lz4"), "a.pdf": (b"%PDF-1.7\n", "PDF"),
+            "pointer.jsonl": ("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull"),
+            "empty.gz": (b"", "truncated"), "text.gz": (JA, "damaged or no gzip"),
+            "short.jsonl.xz": (lzma.compress((lines * 99).encode())[:-9], "truncated"),
+        }
+        for name, (content, *texts) in rows.items():
+            with self.subTest(name):
+                self.write({name: content})
+                self.assertFails(self.prepare(self.dir / name), "data", self.dir / name, *texts)
+        self.assertPrepares(self.prepare("--format", "text", self.dir / "lines.txt"), 1)
+        self.assertPrepares(self.prepare("--format", "jsonl", self.dir / "lines.txt"), 3)
+        self.assertPrepares(self.prepare("--format", "text", self.dir / "a.csv"), 1)
+        self.assertFails(self.prepare("--format", "xml", self.dir / "a.csv"), "usage", "auto, text or jsonl")
+
+    TREE = {"c/0.jsonl": '{"text": "a"}\n', "c/a/1.jsonl": '{"text": "b"}\n', "c/a/b/2.jsonl": '{"text": "c"}\n',
+            "c/a/b/d/3.jsonl": '{"text": "d"}\n', "c/a/t.txt": "e", "c/.hidden/4.jsonl": '{"text": "f"}\n',
+            "c/.5.jsonl": '{"text": "g"}\n', "c/x[1].txt": "h", "c/README.md": "# Card", "c/a/LICENSE.txt": "All",
+            "c/make.py": "import os", "c/config.json": '{\n "a": 1\n}\n', "c/dataset_infos.json": '{"default": {}}',
+            "c/a/part-00000": '{"text": "i"}\n', "c/a/other-00000": '{"name": "i"}\n', "c/a/b/k.json": '{"text": "k"}\n',
+            "c/.gitattributes": "*", "c/picture.png": b"\x89PNG", "c/README": "# Card", "c/a/dump": "no ending"}
+    JSONL = ["0.jsonl", "1.jsonl", "2.jsonl", "3.jsonl"]
+
+    def test_patterns(self):
+        self.write(self.TREE)
+        rows = {
+            "c/**/*.jsonl": self.JSONL, "**/*.jsonl": self.JSONL, "c/*/*.jsonl": ["1.jsonl"], "c/*.jsonl": ["0.jsonl"],
+            "c/**/b/*.jsonl": ["2.jsonl"], "c/**/**/*.jsonl": self.JSONL, "c/a/[bx]/?.jsonl": ["2.jsonl"],
+            "c/**/[!0-2].jsonl": ["3.jsonl"], "c/x[1].txt": ["x[1].txt"], "c/.*.jsonl": [".5.jsonl"],
+            "c/.hidden/*": ["4.jsonl"], "c/a/*/k.json": ["k.json"], "*/a/part-*": ["part-00000"],
+            "c/*.md": ["README.md"], "c/make.*": ["make.py"], "c/*": None, "c/**": None, "c/": None, "*": None,
+            "c/a/b/*": ["d/3.jsonl", "2.jsonl", "k.json"],
+        }
+        rows = {**rows, str(self.dir) + "/c/a/*.jsonl": ["1.jsonl"], "./c//*.jsonl": ["0.jsonl"]}
+        every = ["0.jsonl", "1.jsonl", "2.jsonl", "3.jsonl", "k.json", "part-00000", "t.txt", "x[1].txt"]
+        for pattern, names in rows.items():
+            with self.subTest(pattern):
+                result = self.prepare(pattern, wrap=["env", "-C", self.dir])
+                self.assertPrepares(result, len(names or every))
+                self.assertEqual(sorted(name.split("/")[-1] for name in self.names()),
+                                 sorted(name.split("/")[-1] for name in names or every))
+        for pattern in ("c/**/*.text", "c/[0", "c/*/*/*/*/*.jsonl", "no/**", "c/?/?.txt?", "c/**/no/*"):
+            with self.subTest(pattern):
+                self.assertFails(self.prepare(pattern, wrap=["env", "-C", self.dir]), "data", pattern)
+
+    def test_what_folders_hold(self):
+        self.write(self.TREE)
+        result = self.prepare(self.dir / "c", ranks=2)
+        self.assertPrepares(result, 8, "3 hidden", "3 cards, licences", "2 JSON that is no lines", "c/README",
+                            "4 not text by their names")
+        rows = [
+            (["--include", "*.jsonl"], self.JSONL, "13 by --include"),
+            (["--include", "*.md", "--include", "*.py"], ["README.md", "make.py"], ""),
+            (["--include", "a/**"], ["1.jsonl", "2.jsonl", "3.jsonl", "t.txt", "LICENSE.txt", "part-00000", "other-00000",
+                                     "k.json", "dump"], ""),
+            (["--include", "**/b/*.jsonl"], ["2.jsonl"], ""),
+            (["--exclude", "a"], ["0.jsonl", "x[1].txt"], "1 by --include or --exclude"),
+            (["--exclude", "*.txt", "--exclude", "a/b/**"], ["0.jsonl", "1.jsonl", "part-00000"], ""),
+            (["--exclude", "a/*.jsonl", "--include", "*.jsonl"], ["0.jsonl", "2.jsonl", "3.jsonl"], ""),
+        ]
+        for words, names, text in rows:
+            with self.subTest(words):
+                result = self.prepare(*words, self.dir / "c")
+                self.assertPrepares(result, len(names) - ("other-00000" in names), text)
+                self.assertEqual(sorted(name.split("/")[-1] for name in self.names()),
+                                 sorted(name for name in names if name != "other-00000"))
+        self.assertPrepares(self.prepare("--exclude", "c/a/**", "c/**/*.jsonl", wrap=["env", "-C", self.dir]), 1)
+        for word, pattern in (("--include", "*.html"), ("--exclude", "*.html"), ("--exclude", "b")):
+            with self.subTest(word, pattern=pattern):
+                path = self.dir / ("c" if pattern != "b" else "c/0.jsonl")
+                self.assertFails(self.prepare(word, pattern, path), "data", f"{word} {pattern}")
+        self.write({"d/README.md": "# Card", "d/run.py": "import os"})
+        self.assertFails(self.prepare(self.dir / "d"), "data", "no text", "README.md", "run.py", "--include")
+
+    def test_named_twice_is_read_once(self):
+        self.write(self.TREE)
+        os.symlink(self.dir / "c/0.jsonl", self.dir / "c/zero.jsonl")
+        result = self.prepare(self.dir / "c/0.jsonl", self.dir / "c", self.dir / "c/a", ranks=2)
+        self.assertPrepares(result, 8, "named twice, and read once")
+        self.assertEqual(self.names()[0], "0.jsonl")
+
+    def test_standard_input(self):
+        lines = line() * 3
+        self.write({"lines": lines})
+        for name in ("-", "/dev/stdin", "/dev/fd/0"):
+            for command in ('cat lines | "$@"', '"$@" <lines', 'gzip -c lines | "$@"', '(sleep 0.2; cat lines) | "$@"'):
+                with self.subTest(name, command=command):
+                    result = self.prepare(name, wrap=["env", "-C", self.dir, "sh", "-c", command, "sh"])
+                    self.assertPrepares(result, 3)
+        result = self.prepare("--text-key", "body", "-", wrap=["env", "-C", self.dir, "sh", "-c", 'cat lines | "$@"', "sh"])
+        self.assertFails(result, "data", "fields are id, text")
+        self.assertFails(self.prepare("-", ranks=2), "data", "one rank only")
+
+    def test_names_of_any_bytes(self):
+        self.write({b"\x93\xfa\x96{.txt": JA.encode(), b"tab\t\x1b[31m.jsonl": b'{"text": "a"}\n{"text": 1}\n',
+                    "日本.txt": JA})
+        result = self.prepare(self.dir)
+        self.assertPrepares(result, 3, "\\x1B[31m.jsonl:2")
+        self.assertNotIn("\x1b", result.stdout)
+        self.assertEqual([name.split("/", 1)[1] for name in self.names()],
+                         ["tab\\x09\\x1B[31m.jsonl", "\\x93\\xFA\\x96{.txt", "日本.txt"])
+        result = self.prepare(bytes(self.dir) + b"/\x93\xfa\x96{.txt")
+        self.assertPrepares(result, 1)
+        self.assertEqual(self.labels()[0][1], "\\x93\\xFA\\x96{")
+        report = json.loads((self.dir / "out/dataset.json").read_text())
+        self.assertTrue(report["inputs"][0].endswith("/\\x93\\xFA\\x96{.txt"))
+        self.assertFails(self.prepare(bytes(self.dir) + b"/\x93\x1b"), "data", "\\x93\\x1B")
 
 
 if __name__ == "__main__":

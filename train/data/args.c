@@ -73,6 +73,11 @@ int args_parse(const struct arg *args, int n, const char *command, int argc, cha
         if (arg->kind == ARG_PATH) TRY(args_check_path(arg->name, value));
         if (arg->kind == ARG_TEXT || arg->kind == ARG_PATH) {
             *(const char **)arg->out = value;
+        } else if (arg->kind == ARG_WORDS) {
+            struct arg_words *all = arg->out;
+            if (all->n == ARG_WORDS_MAX)
+                FAIL(ERR_USAGE, "--%s is given more than %d times", arg->name, ARG_WORDS_MAX);
+            all->word[all->n++] = value;
         } else {
             TRY(set_number(arg, value));
         }

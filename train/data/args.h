@@ -10,14 +10,22 @@ enum arg_kind {
     ARG_TEXT,
     ARG_PATH, /* a text that names a file or a folder */
     ARG_INT,
-    ARG_NUM
+    ARG_NUM,
+    ARG_WORDS /* texts: the option may be repeated */
+};
+
+enum { ARG_WORDS_MAX = 32 };
+struct arg_words {
+    const char *word[ARG_WORDS_MAX];
+    bool used[ARG_WORDS_MAX]; /* for whoever uses them */
+    int n;
 };
 
 struct arg {
     const char *name;  /* without the dashes */
     const char *value; /* what its value is called in the help; NULL for a flag */
     enum arg_kind kind;
-    void *out;       /* bool, const char * (TEXT, PATH), int64_t or double, by kind; holds the default before */
+    void *out;       /* bool, const char * (TEXT, PATH), int64_t, double or struct arg_words; holds the default before */
     double min, max; /* of a number */
     const char *help;
 };

@@ -12,6 +12,9 @@
 /* A record's memory is kept for the next record unless it is large: there are a thousand of them. */
 #define KEPT_BYTES_MAX ((size_t)64 * 1024)
 
+/* A field lies at FIELD_…, and at FIELDS more under another usual key. */
+enum { MEMBERS = 2 * FIELDS };
+
 const char *drop_name(enum drop drop)
 {
     static const char *const names[] = {
@@ -45,7 +48,7 @@ static size_t sound_bytes(const char *text, size_t bytes)
 }
 
 /* The members that hold the fields, two for each: under its key, or under both of its usual keys. */
-static void want_fields(const struct document_rules *rules, struct jsonl_member member[2 * FIELDS])
+static void want_fields(const struct document_rules *rules, struct jsonl_member member[MEMBERS])
 {
     static const char *const usual[FIELDS][2] = {
 #define X(name, key, other) {key, other},
@@ -53,27 +56,27 @@ static void want_fields(const struct document_rules *rules, struct jsonl_member 
 #undef X
     };
     for (int f = 0; f < FIELDS; f++) {
-        member[2 * f] = (struct jsonl_member){.path = rules->key[f] ? rules->key[f] : usual[f][0]};
-        member[2 * f + 1] = (struct jsonl_member){.path = rules->key[f] ? NULL : usual[f][1]};
+        member[f] = (struct jsonl_member){.path = rules->key[f] ? rules->key[f] : usual[f][0]};
+        member[FIELDS + f] = (struct jsonl_member){.path = rules->key[f] ? NULL : usual[f][1]};
     }
 }
 
 /* Scans the record; what it lacks to be one with a text. */
 static enum drop scan_record(struct document *document, const struct document_rules *rules,
-                             struct jsonl_member member[2 * FIELDS])
+                             struct jsonl_member member[MEMBERS])
 {
     static const enum drop drops[] = {
         [JSONL_SOUND] = DROP_NONE, [JSONL_NO_OBJECT] = DROP_NO_OBJECT, [JSONL_CUT_OFF] = DROP_CUT_OFF,
         [JSONL_NAN] = DROP_NAN,    [JSONL_TOO_DEEP] = DROP_TOO_DEEP,   [JSONL_MALFORMED] = DROP_MALFORMED};
     struct buffer *text = &document->record.text;
     want_fields(rules, member);
-    const enum drop drop = drops[jsonl_scan(text->data, text->used, member, 2 * FIELDS, &document->fault_at)];
+    const enum drop drop = drops[jsonl_scan(text->data, text->used, member, MEMBERS, &document->fault_at)];
     if (drop != DROP_NONE) return drop;
-    for (int m = 0; m < 2 * FIELDS; m++) {
+    for (int m = 0; m < MEMBERS; m++) {
         const enum jsonl_kind kind = member[m].kind;
-        if (kind != JSONL_ABSENT && kind != JSONL_OBJECT && kind != JSONL_ARRAY) document->found[m / 2] = true;
+        if (kind != JSONL_ABSENT && kind != JSONL_OBJECT && kind != JSONL_ARRAY) document->found[m % FIELDS] = true;
     }
-    const enum jsonl_kind kind = member[2 * FIELD_TEXT].kind;
+    const enum jsonl_kind kind = member[FIELD_TEXT].kind;
     return kind == JSONL_STRING   ? DROP_NONE
            : kind == JSONL_ABSENT ? DROP_NO_TEXT
            : kind == JSONL_NULL   ? DROP_NULL_TEXT
@@ -81,9 +84,9 @@ static enum drop scan_record(struct document *document, const struct document_ru
 }
 
 /* Brings the members into the form that they have in the document. */
-static enum drop unescape(struct jsonl_member member[2 * FIELDS])
+static enum drop unescape(struct jsonl_member member[MEMBERS])
 {
-    for (int m = 0; m < 2 * FIELDS; m++) {
+    for (int m = 0; m < MEMBERS; m++) {
         int same = 0; /* one value may be taken twice */
         while (same < m && (member[same].kind != member[m].kind || member[same].text != member[m].text))
             same++;
@@ -97,9 +100,9 @@ static enum drop unescape(struct jsonl_member member[2 * FIELDS])
 }
 
 /* The field as it is in one of its two members, else the fallback. */
-static const char *label_of(const struct jsonl_member member[2 * FIELDS], enum field field, const char *fallback)
+static const char *label_of(const struct jsonl_member member[MEMBERS], enum field field, const char *fallback)
 {
-    for (int m = 2 * (int)field; m < 2 * (int)field + 2; m++) {
+    for (int m = (int)field; m < MEMBERS; m += FIELDS) {
         const bool usable = member[m].kind == JSONL_STRING || member[m].kind == JSONL_NUMBER;
         if (usable && member[m].bytes > 0) return member[m].text;
     }
@@ -108,7 +111,7 @@ static const char *label_of(const struct jsonl_member member[2 * FIELDS], enum f
 
 /* Sets the label. The id is the record's own, or the file's name and the place in it. */
 static int set_label(struct document *document, const struct document_rules *rules,
-                     const struct jsonl_member member[2 * FIELDS])
+                     const struct jsonl_member member[MEMBERS])
 {
     const struct source_file *file = document->file;
     struct shard_label *label = &document->label;
@@ -127,7 +130,7 @@ static int set_label(struct document *document, const struct document_rules *rul
 
 /* Finds the text in the record; the reason when there is none. */
 static enum drop find_document(struct document *document, const struct document_rules *rules,
-                               struct jsonl_member member[2 * FIELDS], const char **text, size_t *bytes)
+                               struct jsonl_member member[MEMBERS], const char **text, size_t *bytes)
 {
     *text = document->record.text.data;
     *bytes = document->record.text.used;
@@ -138,10 +141,11 @@ static enum drop find_document(struct document *document, const struct document_
         enum drop drop = scan_record(document, rules, member);
         if (drop == DROP_NONE) drop = unescape(member);
         if (drop != DROP_NONE) return drop;
-        *text = member[2 * FIELD_TEXT].text;
-        *bytes = member[2 * FIELD_TEXT].bytes;
-        for (int m = 2; m < 2 * FIELDS; m++) {
-            if (member[m].kind == JSONL_STRING && strlen(member[m].text) < member[m].bytes) return DROP_NUL;
+        *text = member[FIELD_TEXT].text;
+        *bytes = member[FIELD_TEXT].bytes;
+        for (int m = 0; m < MEMBERS; m++) {
+            if (m != FIELD_TEXT && member[m].kind == JSONL_STRING && strlen(member[m].text) < member[m].bytes)
+                return DROP_NUL;
         }
     }
     if (is_blank(*text, *bytes)) return DROP_EMPTY;
@@ -183,7 +187,7 @@ uint64_t document_max_record_bytes(const struct document_rules *rules)
 
 int document_make(struct document *document, const struct document_rules *rules, struct tokenizer *tokenizer)
 {
-    struct jsonl_member member[2 * FIELDS] = {{.path = NULL}};
+    struct jsonl_member member[MEMBERS] = {{.path = NULL}};
     const char *text = NULL;
     size_t bytes = 0;
     memset(document->found, 0, sizeof document->found);

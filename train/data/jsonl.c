@@ -203,7 +203,7 @@ static bool scan_member(struct scan *s, int depth, const struct wants *wants)
         const int quote = kind == JSONL_STRING;
         s->wanted[i].kind = kind;
         s->wanted[i].text = from + quote;
-        s->wanted[i].bytes = (size_t)(s->at - from - 2 * quote);
+        s->wanted[i].bytes = (size_t)(s->at - from - quote - quote);
     }
     return true;
 }

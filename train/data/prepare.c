@@ -23,12 +23,14 @@
 struct options {
     const char *tokenizer, *out, *valid_out, *source, *licence, *language, *documents, *eos_piece;
     const char *key[FIELDS]; /* NULL: the usual ones */
+    const char *format;
+    struct source_rules files;
     double valid_fraction;
     int64_t max_document_bytes, shard_tokens, threads;
     bool bos, overwrite, help;
 };
 
-enum { OPTIONS = 20, PLACE_BYTES = 512, NAMES_BYTES = 400 };
+enum { OPTIONS = 23, PLACE_BYTES = 512, NAMES_BYTES = 400 };
 
 static void describe_options(struct options *o, struct arg args[OPTIONS])
 {
@@ -38,6 +40,12 @@ static void describe_options(struct options *o, struct arg args[OPTIONS])
         {"valid-out", "DIR", ARG_PATH, &o->valid_out, 0, 0, "folder to make, with documents held out from --out"},
         {"valid-fraction", "X", ARG_NUM, &o->valid_fraction, 0, 1,
          "share of documents held out, chosen by a hash of the id (0.01)"},
+        {"format", "WHAT", ARG_TEXT, &o->format, 0, 0,
+         "what the inputs are: text, jsonl, or auto: by name, else by content (auto)"},
+        {"include", "PATTERN", ARG_WORDS, &o->files.include, 0, 0,
+         "of what folders hold, take what matches and no other; may be repeated"},
+        {"exclude", "PATTERN", ARG_WORDS, &o->files.exclude, 0, 0,
+         "leave out files and folders that match; may be repeated"},
         {"documents", "WHAT", ARG_TEXT, &o->documents, 0, 0,
          "what is a document in a text file: file, line or blank-line (file)"},
         {"text-key", "KEY", ARG_TEXT, &o->key[FIELD_TEXT], 0, 0,
@@ -67,27 +75,54 @@ static void describe_options(struct options *o, struct arg args[OPTIONS])
 
 static void print_help(const struct arg *args)
 {
-    puts(
-        "usage: tatara prepare --tokenizer FILE --out DIR [options] INPUT...\n"
-        "\n"
-        "Turns text into token shards, on all ranks of mpirun and all their threads; the result is the same on any\n"
-        "number of them. INPUT is a file, a folder (all .txt, .text, .md, .jsonl, .ndjson and .json in it and below) "
-        "or a\n"
-        "pattern in quotes; each may be compressed (.gz, .zst). A line of JSONL is an object with text, and if it "
-        "has\n"
-        "them id, source, licence and language. Documents that cannot be used are counted and reported by reason.\n");
+    puts("usage: tatara prepare --tokenizer FILE --out DIR [options] INPUT...\n"
+         "\n"
+         "Turns text into token shards, on all ranks of mpirun and all their threads; the result is the same on any\n"
+         "number of them.\n"
+         "\n"
+         "INPUT is a file, a folder with all that lies below it, a pattern in quotes (** stands for any folders), or "
+         "-\n"
+         "for standard input, which is read without mpirun. Files may be compressed: gzip, xz, bzip2, and Zstandard "
+         "with\n"
+         "windows of up to 2 GiB (--long=31). Text is UTF-8. JSON lines are known by the ending .jsonl, .ndjson or "
+         ".json,\n"
+         "else by their content: objects with text, and if they have them id, source, licence and language.\n"
+         "\n"
+         "Of a folder, and of the pattern *, are taken: .txt, .text, .md, .jsonl, .ndjson, and JSON lines of any "
+         "name that\n"
+         "have the text. Cards and licences (README, LICENSE ...), hidden files, other JSON and all else are left "
+         "out, and\n"
+         "said; --include takes them. A pattern of --include or --exclude with a slash is matched with the path "
+         "below the\n"
+         "folder, one without with the name. A file that is named twice is read once.\n"
+         "\n"
+         "Documents that cannot be used are counted by reason; the first of each reason is named.\n");
     args_help(args, OPTIONS);
 }
 
-static int parse_split(const char *word, enum source_split *split)
+/* The number of the word among n. */
+static int parse_choice(const char *option, const char *word, const char *const *words, int n, int *number)
 {
-    static const char *const words[] = {"file", "line", "blank-line"};
-    for (int i = 0; i < 3; i++) {
-        if (strcmp(word, words[i]) != 0) continue;
-        *split = (enum source_split)i;
-        return 0;
+    for (*number = 0; *number < n; ++*number) {
+        if (strcmp(word, words[*number]) == 0) return 0;
     }
-    FAIL(ERR_USAGE, "--documents takes file, line or blank-line, not \"%s\"", word);
+    FAIL(ERR_USAGE, "--%s takes %s, %s or %s, not \"%s\"", option, words[0], words[1], words[2], word);
+}
+
+/* The inputs, and how they are to be read. */
+static int find_inputs(struct prepare_work *work, struct options *o, int inputs, char **input)
+{
+    static const char *const splits[] = {"file", "line", "blank-line"}, *const formats[] = {"auto", "text", "jsonl"};
+    int split = 0, format = 0;
+    TRY(parse_choice("documents", o->documents, splits, 3, &split));
+    TRY(parse_choice("format", o->format, formats, 3, &format));
+    work->rules.text_split = (enum source_split)split;
+    o->files.format = (enum source_format)format;
+    o->files.text_key = o->key[FIELD_TEXT] ? o->key[FIELD_TEXT] : "text";
+    o->files.ranks = work->ranks;
+    for (int i = 0; i < inputs; i++)
+        TRY(source_add(work->list, &o->files, input[i]));
+    return source_settle(work->list, &o->files);
 }
 
 static int check_options(const struct options *o, int inputs)
@@ -124,12 +159,9 @@ static int find_marks(const struct tokenizer *tokenizer, const struct options *o
 }
 
 /* Everything that a rank can find out alone: options, tokenizer, inputs and their division. */
-static int plan_work(struct prepare_work *work, const struct options *o, struct output *outputs, int inputs,
-                     char **input)
+static int plan_work(struct prepare_work *work, struct options *o, struct output *outputs, int inputs, char **input)
 {
     TRY(check_options(o, inputs));
-    enum source_split text_split = SPLIT_FILE;
-    TRY(parse_split(o->documents, &text_split));
     TRY(output_name(&outputs[0], o->out));
     if (o->valid_out) TRY(output_name(&outputs[1], o->valid_out));
     TRY(tokenizer_open(&work->tokenizer, o->tokenizer));
@@ -139,19 +171,17 @@ static int plan_work(struct prepare_work *work, const struct options *o, struct 
                                           .licence = o->licence,
                                           .language = o->language,
                                           .max_bytes = (uint64_t)o->max_document_bytes,
-                                          .text_split = text_split,
                                           .unk = tokenizer_unk(work->tokenizer),
                                           .bos = bos,
                                           .eos = eos};
     memcpy(work->rules.key, o->key, sizeof o->key);
     work->valid_fraction = o->valid_out ? o->valid_fraction : 0;
-    for (int i = 0; i < inputs; i++)
-        TRY(source_add(work->list, input[i]));
+    TRY(find_inputs(work, o, inputs, input));
     uint64_t bytes = source_text_bytes(work->list) / 256;
     bytes = bytes < GROUP_BYTES_MIN ? GROUP_BYTES_MIN : bytes > GROUP_BYTES_MAX ? GROUP_BYTES_MAX : bytes;
     work->group_bytes = o->shard_tokens > 0 ? (uint64_t)o->shard_tokens * USUAL_BYTES_PER_TOKEN : bytes;
     work->shard_tokens = o->shard_tokens > 0 ? o->shard_tokens : SHARD_TOKENS_MAX;
-    TRY(source_divide(work->list, text_split, work->group_bytes));
+    TRY(source_divide(work->list, work->rules.text_split, work->group_bytes));
     work->unit_lines = calloc((size_t)work->list->units, sizeof *work->unit_lines);
     if (!work->unit_lines) FAIL(ERR_SYSTEM, "out of memory for %d parts of files", work->list->units);
     return 0;
@@ -222,7 +252,7 @@ static int refuse_all(const struct prepare_work *work, const struct options *o)
          describe_drop(work, most, words, sizeof words));
 }
 
-/* The names of the first JSON record's fields; none when no input is JSONL. */
+/* The names of the first JSON record's fields; none when no input is JSONL, or it has gone by. */
 static int name_fields(const struct prepare_work *work, char *names, size_t room)
 {
     int unit = 0;
@@ -232,7 +262,7 @@ static int name_fields(const struct prepare_work *work, char *names, size_t room
     names[0] = '\0';
     while (unit < work->list->units && !work->list->file[work->list->unit[unit].file].jsonl)
         unit++;
-    if (unit == work->list->units) return 0;
+    if (unit == work->list->units || work->list->file[work->list->unit[unit].file].once) return 0;
     TRY(source_reader_open(&reader, work->list, &work->list->unit[unit], SPLIT_LINE,
                            document_max_record_bytes(&work->rules)));
     const int rc = source_reader_next(reader, &record, &end);
@@ -250,8 +280,8 @@ static int check_keys(const struct prepare_work *work, const struct options *o)
         char names[NAMES_BYTES];
         if (!o->key[f] || work->counts.found[f] > 0) continue;
         TRY(name_fields(work, names, sizeof names));
-        FAIL(ERR_DATA, "--%s-key %s: no record has this field as a text or number; %s%s", option[f], o->key[f],
-             *names ? "the first one's fields are " : "no input is JSONL", names);
+        FAIL(ERR_DATA, "--%s-key %s: no record of JSON lines has this field as a text or number%s%s", option[f],
+             o->key[f], *names ? "; the first one's fields are " : "", names);
     }
     return 0;
 }
@@ -356,19 +386,19 @@ static void print_report(const struct prepare_work *work, const struct output *o
         char words[ERR_MESSAGE_MAX];
         if (c->dropped[d] > 0) printf("  %s\n", describe_drop(work, (enum drop)d, words, sizeof words));
     }
-    if (work->list->skipped > 0) {
-        printf("%" PRId64 " files in folders passed over, their names not those of text: %s%s\n", work->list->skipped,
-               work->list->skipped_name, work->list->skipped > 1 ? ", ..." : "");
-    }
+    char left[ERR_MESSAGE_MAX];
+    if (*source_describe_left(work->list, left, sizeof left)) printf("left out: %s\n", left);
     for (int side = 0; side < 2; side++) {
         if (!outputs[side].final) continue;
-        printf("wrote %s: %" PRId64 " shards, %" PRId64 " documents, %" PRId64 " tokens%s\n", outputs[side].final,
-               c->shards[side], c->documents[side], c->tokens[side], side == 1 ? ", held out" : "");
+        char shown[PLACE_BYTES];
+        printf("wrote %s: %" PRId64 " shards, %" PRId64 " documents, %" PRId64 " tokens%s\n",
+               utf8_show(outputs[side].final, "", shown, sizeof shown), c->shards[side], c->documents[side],
+               c->tokens[side], side == 1 ? ", held out" : "");
     }
 }
 
 /* From the plan to the folders under their names. Collective. */
-static int make_dataset(struct comm *comm, struct prepare_work *work, const struct options *o, struct output *outputs,
+static int make_dataset(struct comm *comm, struct prepare_work *work, struct options *o, struct output *outputs,
                         int inputs, char **input)
 {
     const double begin_s = now_s();
@@ -396,6 +426,7 @@ int prepare_command(struct comm *comm, int argc, char **argv)
     struct options o = {.licence = "unknown",
                         .language = "unknown",
                         .documents = "file",
+                        .format = "auto",
                         .valid_fraction = 0.01,
                         .max_document_bytes = 8 << 20,
                         .threads = comm->cores};

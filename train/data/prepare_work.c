@@ -57,7 +57,8 @@ static void show_progress(struct progress *progress, const struct prepare_work *
     const double at_s = now_s();
     if (work->rank != 0 || at_s - progress->last_s < (progress->terminal ? 0.2 : 15)) return;
     progress->last_s = at_s;
-    const double done = (double)(progress->done_bytes + bytes_in_unit) / (double)(progress->total_bytes + 1);
+    const double total = (double)(progress->total_bytes + 1); /* a pipe's is not known */
+    const double done = fmin(1, (double)(progress->done_bytes + bytes_in_unit) / total);
     const double elapsed_s = at_s - progress->begin_s;
     const int64_t tokens = work->counts.tokens[0] + work->counts.tokens[1];
     char line[160], bar[31];

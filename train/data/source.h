@@ -5,6 +5,7 @@
 #ifndef TATARA_SOURCE_H
 #define TATARA_SOURCE_H
 
+#include "data/args.h"
 #include "data/buffer.h"
 
 #include <stdbool.h>
@@ -13,12 +14,43 @@
 /* What one record is. JSONL files are always read by line. */
 enum source_split { SPLIT_FILE, SPLIT_LINE, SPLIT_BLANK_LINE };
 
+/* What files hold: found out by name and content, or said by the person. */
+enum source_format { FORMAT_AUTO, FORMAT_TEXT, FORMAT_JSONL };
+
+/* Which files are taken. */
+struct source_rules {
+    enum source_format format;
+    const char *text_key;              /* what JSON lines must hold to be told from other JSON */
+    struct arg_words include, exclude; /* patterns: of what folders hold, of everything */
+    int ranks;                         /* a pipe can be read by one alone */
+};
+
+/* What is left out, and what the report calls it. */
+#define LEFT_LIST(X)                                               \
+    X(LEFT_HIDDEN, "hidden")                                       \
+    X(LEFT_CARD, "cards, licences and the like")                   \
+    X(LEFT_NAME, "not text by their names")                        \
+    X(LEFT_JSON, "JSON that is no lines with the field of a text") \
+    X(LEFT_UNASKED, "by --include or --exclude")                   \
+    X(LEFT_TWICE, "named twice, and read once")
+
+enum left {
+#define X(name, text) name,
+    LEFT_LIST(X)
+#undef X
+        LEFTS
+};
+
+struct stream;
+
 struct source_file {
     char *path;
     char *name;   /* the input's last part, and what lies below it: names documents that have no id */
     char *origin; /* the input's last part without its endings: the source of documents that name none */
-    uint64_t bytes;
-    bool jsonl;
+    uint64_t bytes, device, inode;
+    bool jsonl, packed;
+    bool once;           /* a pipe */
+    struct stream *pipe; /* open until it is read */
 };
 
 /* A part of a file: the records that begin in [begin, end) of its text. Whole files end at UINT64_MAX. */
@@ -33,12 +65,23 @@ struct source_list {
     int files, file_capacity;
     struct source_unit *unit;
     int units, unit_capacity;
-    int64_t skipped;    /* files in folders whose ending is not known */
-    char *skipped_name; /* the first of them */
+    struct {
+        int64_t n; /* files, and folders with all that they hold */
+        char *first;
+    } left[LEFTS];
 };
 
-/* Adds a file, all text in a folder and below it, or what a pattern matches. ERR_DATA when there is nothing. */
-int source_add(struct source_list *list, const char *input);
+/* Adds a file, all text in a folder and below it, what a pattern matches, or standard input ("-"). Marks the patterns of
+ * `rules` that match something. ERR_DATA when there is nothing, or what is named cannot be read as text. */
+int source_add(struct source_list *list, struct source_rules *rules, const char *input);
+/* To be called when all is added: takes out what was added twice, and refuses patterns that match nothing. */
+int source_settle(struct source_list *list, const struct source_rules *rules);
+/* Writes what was left out: "2 hidden (.git, ...), 1 ...". Returns `words`, empty when nothing was. */
+const char *source_describe_left(const struct source_list *list, char *words, size_t room);
+/* Keeps what was left out. */
+int source_leave_out(struct source_list *list, enum left why, const char *path);
+/* Adds a file whose path, names and content are known. The strings are copied, with what is no UTF-8 as \xNN in the names. */
+int source_add_file(struct source_list *list, const struct source_file *wanted);
 /* Divides all files: those that can be read from the middle into parts of about part_bytes. */
 int source_divide(struct source_list *list, enum source_split text_split, uint64_t part_bytes);
 /* All bytes, compressed ones counted as the text that they usually hold. */

@@ -140,18 +140,23 @@ static int go_to(struct source_reader *reader, uint64_t begin)
     return rc;
 }
 
-static int start(struct source_reader *reader, const char *path, uint64_t begin)
+static int start(struct source_reader *reader, struct source_file *file, uint64_t begin)
 {
     reader->chunk = malloc(CHUNK_BYTES);
     if (!reader->chunk) FAIL(ERR_SYSTEM, "out of memory");
-    TRY(stream_open(&reader->stream, path));
+    if (file->pipe) {
+        reader->stream = file->pipe;
+        file->pipe = NULL;
+    } else {
+        TRY(stream_open(&reader->stream, file->path));
+    }
     return go_to(reader, begin);
 }
 
 int source_reader_open(struct source_reader **out, const struct source_list *list, const struct source_unit *unit,
                        enum source_split text_split, uint64_t max_bytes)
 {
-    const struct source_file *file = &list->file[unit->file];
+    struct source_file *file = &list->file[unit->file];
     *out = NULL;
     struct source_reader *reader = calloc(1, sizeof *reader);
     if (!reader) FAIL(ERR_SYSTEM, "out of memory");
@@ -160,7 +165,7 @@ int source_reader_open(struct source_reader **out, const struct source_list *lis
     reader->max_bytes = max_bytes;
     reader->end = unit->end;
     reader->line = 1;
-    const int rc = start(reader, file->path, unit->begin);
+    const int rc = start(reader, file, unit->begin);
     if (rc == 0) {
         *out = reader;
     } else {

@@ -1,7 +1,8 @@
-/* Reading plain, gzip (RFC 1952) and Zstandard (RFC 8878) files; both formats may hold several members, one after the
- * other. Anything after the last whole member is an error. */
+/* Reading files as text (see stream.h). */
 #include "data/stream.h"
 
+#include "data/buffer.h"
+#include "data/packing.h"
 #include "err.h"
 #include "fs.h"
 
@@ -11,90 +12,23 @@
 #include <string.h>
 #include <sys/types.h>
 #include <unistd.h>
-#include <zlib.h>
-#include <zstd.h>
 
 #define CHUNK_BYTES ((size_t)256 * 1024)
 #define REMEDY "restore the file, or leave it out"
 
-enum packing { PACKING_NONE, PACKING_GZIP, PACKING_ZSTD };
-
 struct stream {
     char *path;
-    enum packing packing;
     int fd;
     uint64_t file_bytes;
-    unsigned char *chunk; /* packed bytes [at, end) are still to be unpacked */
+    unsigned char *chunk; /* bytes [at, end) of the file are still to be unpacked, or to be given as they are */
     size_t at, end;
-    bool in_member; /* a member has begun and not ended */
-    bool full;      /* the last call filled the caller's memory: the library may hold more */
-    z_stream gzip;
-    ZSTD_DStream *zstd;
+    struct unpacker *unpacker; /* NULL: the file is not compressed */
+    int64_t members;           /* that have begun */
+    bool in_member;            /* the last of them has not ended */
+    bool full;                 /* the last call filled the caller's memory: the unpacker may hold more */
+    struct buffer peeked;      /* text [given, used) that comes before all else */
+    size_t given;
 };
-
-static enum packing packing_of(const char *path)
-{
-    const char *ending = strrchr(path, '.');
-    if (ending && strcmp(ending, ".gz") == 0) return PACKING_GZIP;
-    if (ending && strcmp(ending, ".zst") == 0) return PACKING_ZSTD;
-    return PACKING_NONE;
-}
-
-bool stream_is_compressed(const char *path)
-{
-    return packing_of(path) != PACKING_NONE;
-}
-
-static int start(struct stream *stream)
-{
-    stream->fd = open(stream->path, O_RDONLY | O_CLOEXEC);
-    if (stream->fd < 0) FAIL_FS("cannot open", stream->path, ERR_DATA, REMEDY);
-    if (stream->packing == PACKING_NONE) return 0;
-    stream->chunk = malloc(CHUNK_BYTES);
-    if (!stream->chunk) FAIL(ERR_SYSTEM, "out of memory");
-    if (stream->packing == PACKING_ZSTD) {
-        stream->zstd = ZSTD_createDStream();
-        if (!stream->zstd) FAIL(ERR_SYSTEM, "out of memory for Zstandard");
-    } else if (inflateInit2(&stream->gzip, 15 + 16) != Z_OK) { /* 15: any window; 16: gzip only */
-        FAIL(ERR_SYSTEM, "out of memory for gzip");
-    }
-    return 0;
-}
-
-int stream_open(struct stream **out, const char *path)
-{
-    *out = NULL;
-    struct stream *stream = calloc(1, sizeof *stream);
-    if (!stream) FAIL(ERR_SYSTEM, "out of memory");
-    stream->fd = -1;
-    stream->packing = packing_of(path);
-    stream->path = strdup(path);
-    const int rc = stream->path ? start(stream) : err_raise(ERR_SYSTEM, __FILE__, __LINE__, "out of memory");
-    if (rc == 0) {
-        *out = stream;
-    } else {
-        stream_close(stream);
-    }
-    return rc;
-}
-
-void stream_close(struct stream *stream)
-{
-    if (!stream) return;
-    if (stream->fd >= 0) (void)close(stream->fd);
-    if (stream->packing == PACKING_GZIP) (void)inflateEnd(&stream->gzip);
-    if (stream->zstd) (void)ZSTD_freeDStream(stream->zstd);
-    free(stream->chunk);
-    free(stream->path);
-    free(stream);
-}
-
-int stream_seek(struct stream *stream, uint64_t offset)
-{
-    ASSERT(stream->packing == PACKING_NONE);
-    if (lseek(stream->fd, (off_t)offset, SEEK_SET) < 0) FAIL(ERR_DATA, "%s: %s", stream->path, strerror(errno));
-    return 0;
-}
 
 /* Bytes as they are in the file. */
 static int read_file(struct stream *stream, void *data, size_t bytes, size_t *got)
@@ -109,60 +43,140 @@ static int read_file(struct stream *stream, void *data, size_t bytes, size_t *go
     return 0;
 }
 
-/* Unpacks some of the chunk; *ended when a member ended. */
-static int unpack_gzip(struct stream *stream, void *data, size_t bytes, size_t *got, bool *ended)
+static int start(struct stream *stream)
 {
-    z_stream *z = &stream->gzip;
-    z->next_in = stream->chunk + stream->at;
-    z->avail_in = (uInt)(stream->end - stream->at);
-    z->next_out = data;
-    z->avail_out = bytes < UINT32_MAX ? (uInt)bytes : UINT32_MAX;
-    const uInt room = z->avail_out;
-    const int status = inflate(z, Z_NO_FLUSH);
-    stream->at = stream->end - z->avail_in;
-    *got = room - z->avail_out;
-    *ended = status == Z_STREAM_END;
-    if (*ended && inflateReset(z) != Z_OK) FAIL(ERR_SYSTEM, "gzip cannot go on in %s", stream->path);
-    if (status != Z_OK && status != Z_STREAM_END && status != Z_BUF_ERROR) {
-        FAIL(ERR_DATA, "%s is damaged or no gzip file: %s; " REMEDY, stream->path,
-             z->msg ? z->msg : "unknown reason");
+    size_t got = 1;
+    stream->fd = open(stream->path, O_RDONLY | O_CLOEXEC);
+    if (stream->fd < 0) FAIL_FS("cannot open", stream->path, ERR_DATA, REMEDY);
+    stream->chunk = malloc(CHUNK_BYTES);
+    if (!stream->chunk) FAIL(ERR_SYSTEM, "out of memory");
+    while (got > 0 && stream->end < PACKING_HEAD_BYTES) { /* a pipe may give them one by one */
+        TRY(read_file(stream, stream->chunk + stream->end, PACKING_HEAD_BYTES - stream->end, &got));
+        stream->end += got;
+    }
+    const struct packing *packing = packing_find(stream->path, (const char *)stream->chunk, stream->end);
+    return packing ? unpacker_open(&stream->unpacker, packing) : 0;
+}
+
+int stream_open(struct stream **out, const char *path)
+{
+    *out = NULL;
+    struct stream *stream = calloc(1, sizeof *stream);
+    if (!stream) FAIL(ERR_SYSTEM, "out of memory");
+    stream->fd = -1;
+    stream->path = strdup(path);
+    const int rc = stream->path ? start(stream) : err_raise(ERR_SYSTEM, __FILE__, __LINE__, "out of memory");
+    if (rc == 0) {
+        *out = stream;
+    } else {
+        stream_close(stream);
+    }
+    return rc;
+}
+
+void stream_close(struct stream *stream)
+{
+    if (!stream) return;
+    if (stream->fd >= 0) (void)close(stream->fd);
+    unpacker_close(stream->unpacker);
+    buffer_free(&stream->peeked);
+    free(stream->chunk);
+    free(stream->path);
+    free(stream);
+}
+
+bool stream_is_packed(const struct stream *stream)
+{
+    return stream->unpacker != NULL;
+}
+
+int stream_seek(struct stream *stream, uint64_t offset)
+{
+    if (stream->unpacker) FAIL(ERR_DATA, "%s has become a compressed file meanwhile; start again", stream->path);
+    if (lseek(stream->fd, (off_t)offset, SEEK_SET) < 0) FAIL(ERR_DATA, "%s: %s", stream->path, strerror(errno));
+    stream->at = stream->end = 0;
+    return 0;
+}
+
+/* Fills the chunk, which is empty; it stays so at the end of the file. */
+static int fill_chunk(struct stream *stream)
+{
+    stream->at = 0;
+    return read_file(stream, stream->chunk, CHUNK_BYTES, &stream->end);
+}
+
+/* Passes over zeros between members. *end when the file ends there, as it may. */
+static int skip_padding(struct stream *stream, bool *end)
+{
+    for (;;) {
+        while (stream->members > 0 && stream->at < stream->end && stream->chunk[stream->at] == 0)
+            stream->at++;
+        if (stream->at < stream->end) return 0;
+        TRY(fill_chunk(stream));
+        *end = stream->end == 0;
+        if (*end && stream->members == 0) FAIL(ERR_DATA, "%s is empty or truncated; " REMEDY, stream->path);
+        if (*end) return 0;
+    }
+}
+
+static int unpack(struct stream *stream, char *data, size_t bytes, size_t *got)
+{
+    *got = 0;
+    while (*got == 0) {
+        bool end = false, ended = false;
+        if (!stream->in_member) {
+            TRY(skip_padding(stream, &end));
+            if (end) return 0;
+            stream->members++;
+        } else if (stream->at == stream->end && !stream->full) {
+            TRY(fill_chunk(stream));
+            if (stream->end == 0) FAIL(ERR_DATA, "%s is truncated; " REMEDY, stream->path);
+        }
+        struct packing_io io = {stream->chunk + stream->at, stream->end - stream->at, data, bytes};
+        TRY(unpacker_run(stream->unpacker, &io, stream->path, &ended));
+        stream->at = stream->end - io.in_bytes;
+        *got = bytes - io.out_bytes;
+        stream->in_member = !ended;
+        stream->full = *got == bytes;
     }
     return 0;
 }
 
-static int unpack_zstd(struct stream *stream, void *data, size_t bytes, size_t *got, bool *ended)
+/* Text that was not peeked at. */
+static int read_text(struct stream *stream, char *data, size_t bytes, size_t *got)
 {
-    ZSTD_inBuffer in = {.src = stream->chunk, .size = stream->end, .pos = stream->at};
-    ZSTD_outBuffer out = {.dst = data, .size = bytes, .pos = 0};
-    const size_t status = ZSTD_decompressStream(stream->zstd, &out, &in);
-    stream->at = in.pos;
-    *got = out.pos;
-    *ended = status == 0;
-    if (ZSTD_isError(status)) {
-        FAIL(ERR_DATA, "%s is damaged or no Zstandard file: %s; " REMEDY, stream->path, ZSTD_getErrorName(status));
+    if (stream->unpacker) return unpack(stream, data, bytes, got);
+    const size_t left = stream->end - stream->at;
+    if (left == 0) return read_file(stream, data, bytes, got);
+    *got = left < bytes ? left : bytes;
+    memcpy(data, stream->chunk + stream->at, *got);
+    stream->at += *got;
+    return 0;
+}
+
+int stream_peek(struct stream *stream, size_t wanted, char **text, size_t *bytes)
+{
+    struct buffer *peeked = &stream->peeked;
+    size_t got = 1;
+    TRY(buffer_reserve(peeked, wanted));
+    while (got > 0 && peeked->used - stream->given < wanted) {
+        const size_t more = wanted - (peeked->used - stream->given);
+        TRY(buffer_reserve(peeked, more));
+        TRY(read_text(stream, peeked->data + peeked->used, more, &got));
+        peeked->used += got;
     }
+    *text = peeked->data + stream->given;
+    *bytes = peeked->used - stream->given;
     return 0;
 }
 
 int stream_read(struct stream *stream, char *data, size_t bytes, size_t *got)
 {
-    if (stream->packing == PACKING_NONE) return read_file(stream, data, bytes, got);
-    *got = 0;
-    while (*got == 0) {
-        if (stream->at == stream->end && !(stream->in_member && stream->full)) {
-            stream->at = 0;
-            TRY(read_file(stream, stream->chunk, CHUNK_BYTES, &stream->end));
-            if (stream->end == 0 && (stream->in_member || stream->file_bytes == 0)) {
-                FAIL(ERR_DATA, "%s is truncated; " REMEDY, stream->path);
-            }
-            if (stream->end == 0) return 0;
-        }
-        bool ended = false;
-        TRY(stream->packing == PACKING_GZIP ? unpack_gzip(stream, data, bytes, got, &ended)
-                                            : unpack_zstd(stream, data, bytes, got, &ended));
-        stream->in_member = !ended;
-        stream->full = *got == bytes;
-    }
+    const size_t left = stream->peeked.used - stream->given;
+    if (left == 0) return read_text(stream, data, bytes, got);
+    *got = left < bytes ? left : bytes;
+    memcpy(data, stream->peeked.data + stream->given, *got);
+    stream->given += *got;
     return 0;
 }
 
