@@ -96,7 +96,7 @@ class Records(Texts):
             ("cut-off JSON", '{"text": "a"', "jq -c"),
             ("with NaN or Infinity", '{"text": "a", "b": NaN}', "byte 20"),
             ("with NaN or Infinity", '{"text": "a", "b": [-Infinity]}', "byte 22"),
-            ("nested too deeply", '{"text": "a", "b": ' + "[" * 1000 + "]" * 1000 + "}", "more than 1000"),
+            ("nested too deeply", '{"text": "a", "b": ' + "[" * 500 + "]" * 500 + "}", "more than 500"),
             ("with an unpaired surrogate", '{"text": "a\\ud83d"}', ""),
             ("with an unpaired surrogate", '{"text": "a", "id": "\\ude00"}', ""),
             ("not a JSON object", "[1, 2]", "jq -c"),
@@ -241,10 +241,11 @@ class Files(Texts):
             "c/**/b/*.jsonl": ["2.jsonl"], "c/**/**/*.jsonl": self.JSONL, "c/a/[bx]/?.jsonl": ["2.jsonl"],
             "c/**/[!0-2].jsonl": ["3.jsonl"], "c/x[1].txt": ["x[1].txt"], "c/.*.jsonl": [".5.jsonl"],
             "c/.hidden/*": ["4.jsonl"], "c/a/*/k.json": ["k.json"], "*/a/part-*": ["part-00000"],
-            "c/*.md": ["README.md"], "c/make.*": ["make.py"], "c/*": None, "c/**": None, "c/": None, "*": None,
+            "c/*.md": ["README.md"], "c/make.*": ["make.py"], "c/*": None, "c/**": None, "c/": None,
             "c/a/b/*": ["d/3.jsonl", "2.jsonl", "k.json"],
         }
-        rows = {**rows, str(self.dir) + "/c/a/*.jsonl": ["1.jsonl"], "./c//*.jsonl": ["0.jsonl"]}
+        self.write({"日本.txt": "j"})
+        rows = {**rows, "??.txt": ["日本.txt"], "[月日]?.txt": ["日本.txt"], str(self.dir) + "/c/a/*.jsonl": ["1.jsonl"], "./c//*.jsonl": ["0.jsonl"]}
         every = ["0.jsonl", "1.jsonl", "2.jsonl", "3.jsonl", "k.json", "part-00000", "t.txt", "x[1].txt"]
         for pattern, names in rows.items():
             with self.subTest(pattern):
@@ -259,8 +260,8 @@ class Files(Texts):
     def test_what_folders_hold(self):
         self.write(self.TREE)
         result = self.prepare(self.dir / "c", ranks=2)
-        self.assertPrepares(result, 8, "3 hidden", "3 cards, licences", "2 JSON that is no lines", "c/README",
-                            "4 not text by their names")
+        self.assertPrepares(result, 8, "3 hidden", "4 cards, licences, scripts", "2 JSON that is no lines", "c/README",
+                            "3 not text by their names")
         rows = [
             (["--include", "*.jsonl"], self.JSONL, "13 by --include"),
             (["--include", "*.md", "--include", "*.py"], ["README.md", "make.py"], ""),
@@ -278,12 +279,15 @@ class Files(Texts):
                 self.assertEqual(sorted(name.split("/")[-1] for name in self.names()),
                                  sorted(name for name in names if name != "other-00000"))
         self.assertPrepares(self.prepare("--exclude", "c/a/**", "c/**/*.jsonl", wrap=["env", "-C", self.dir]), 1)
+        result = self.prepare(self.dir / "c/README.md", self.dir / "c/make.py", self.dir / "c/0.jsonl")
+        self.assertPrepares(result, 3)
+        self.assertEqual([warning.split("--exclude ")[1] for warning in result.warnings()], ["README.md", "make.py"])
         for word, pattern in (("--include", "*.html"), ("--exclude", "*.html"), ("--exclude", "b")):
             with self.subTest(word, pattern=pattern):
                 path = self.dir / ("c" if pattern != "b" else "c/0.jsonl")
                 self.assertFails(self.prepare(word, pattern, path), "data", f"{word} {pattern}")
         self.write({"d/README.md": "# Card", "d/run.py": "import os"})
-        self.assertFails(self.prepare(self.dir / "d"), "data", "no text", "README.md", "run.py", "--include")
+        self.assertFails(self.prepare(self.dir / "d"), "data", "no text", "README.md", "--include")
 
     def test_named_twice_is_read_once(self):
         self.write(self.TREE)
@@ -318,6 +322,14 @@ class Files(Texts):
         report = json.loads((self.dir / "out/dataset.json").read_text())
         self.assertTrue(report["inputs"][0].endswith("/\\x93\\xFA\\x96{.txt"))
         self.assertFails(self.prepare(bytes(self.dir) + b"/\x93\x1b"), "data", "\\x93\\x1B")
+        self.assertFails(self.prepare("--source", b"\x93", self.dir), "usage", "\\x93")
+        self.write({"label.jsonl": '{"text": "a", "source": "\\u001b[31m", "id": "\\u0007"}'})
+        self.assertPrepares(self.prepare(self.dir / "label.jsonl"), 1)
+        shown = lib.tatara(["data", "show", "--sample", 1, "--tokenizer", lib.tokenizer(), self.dir / "out"])
+        self.assertEqual(shown.status, 0, shown)
+        self.assertIn("\\x1B[31m", shown.stdout)
+        self.assertNotIn("\x1b", shown.stdout)
+        self.assertNotIn("\x07", shown.stdout)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-enum { JSONL_WANTED_MAX = 10, JSONL_DEPTH_MAX = 1000 };
+enum { JSONL_WANTED_MAX = 10, JSONL_DEPTH_MAX = 500 };
 
 /* What is wrong with a line. */
 enum jsonl_fault {

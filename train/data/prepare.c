@@ -119,6 +119,7 @@ static int find_inputs(struct prepare_work *work, struct options *o, int inputs,
     work->rules.text_split = (enum source_split)split;
     o->files.format = (enum source_format)format;
     o->files.text_key = o->key[FIELD_TEXT] ? o->key[FIELD_TEXT] : "text";
+    o->files.rank = work->rank;
     o->files.ranks = work->ranks;
     for (int i = 0; i < inputs; i++)
         TRY(source_add(work->list, &o->files, input[i]));
@@ -127,6 +128,12 @@ static int find_inputs(struct prepare_work *work, struct options *o, int inputs,
 
 static int check_options(const struct options *o, int inputs)
 {
+    const char *const labels[] = {o->source ? o->source : "", o->licence, o->language};
+    for (int l = 0; l < 3; l++) {
+        if (utf8_valid_bytes(labels[l], strlen(labels[l])) < strlen(labels[l])) {
+            FAIL(ERR_USAGE, "\"%s\" cannot be a source, licence or language: it is not UTF-8", labels[l]);
+        }
+    }
     const char *missing = !o->tokenizer ? "--tokenizer FILE" : !o->out ? "--out DIR" : inputs == 0 ? "INPUT" : NULL;
     if (missing) FAIL(ERR_USAGE, "%s is missing; see `tatara prepare --help`", missing);
     if (o->valid_out && strcmp(o->valid_out, o->out) == 0) {

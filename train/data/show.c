@@ -9,6 +9,7 @@
 #include "data/tokenizer.h"
 #include "err.h"
 #include "log.h"
+#include "utf8.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -16,7 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { OPTIONS = 5, SAMPLE_TOKENS_MAX = 400, COUNT_TOKENS = 65536 };
+enum { OPTIONS = 5, SAMPLE_TOKENS_MAX = 400, COUNT_TOKENS = 65536, SHOWN_BYTES = 4 * SHARD_TEXT_MAX_BYTES + 1 };
 
 struct options {
     const char *tokenizer;
@@ -105,19 +106,22 @@ static void print_names(const char *title, json_t *names)
     json_t *row = NULL;
     json_object_foreach(names, name, row)
     {
-        printf("  %-24s %" JSON_INTEGER_FORMAT " documents, %" JSON_INTEGER_FORMAT " tokens\n", name,
-               json_integer_value(json_array_get(row, 0)), json_integer_value(json_array_get(row, 1)));
+        char shown[SHOWN_BYTES];
+        printf("  %-24s %" JSON_INTEGER_FORMAT " documents, %" JSON_INTEGER_FORMAT " tokens\n",
+               utf8_show(name, "", shown, sizeof shown), json_integer_value(json_array_get(row, 0)),
+               json_integer_value(json_array_get(row, 1)));
     }
 }
 
 static void print_totals(const char *path, int shards, const struct totals *totals)
 {
+    char shown[SHOWN_BYTES];
     printf("%s: %d shards, %" PRIu64 " documents, %" PRIu64
            " tokens (u%d), %.2f bytes/token, %.1f MB of text, %.1f MB on "
            "disk\n",
-           path, shards, totals->documents, totals->tokens, 8 * totals->token_bytes,
-           (double)totals->text_bytes / (double)totals->tokens, 1e-6 * (double)totals->text_bytes,
-           1e-6 * (double)totals->file_bytes);
+           utf8_show(path, "", shown, sizeof shown), shards, totals->documents, totals->tokens,
+           8 * totals->token_bytes, (double)totals->text_bytes / (double)totals->tokens,
+           1e-6 * (double)totals->text_bytes, 1e-6 * (double)totals->file_bytes);
     printf("tokenizer: %016" PRIx64 ", vocabulary %" PRIu64 ", EOS %" PRIu64, totals->first.tokenizer_id,
            totals->first.vocab_size, totals->first.eos);
     if (totals->first.bos >= 0) printf(", BOS %" PRId64 " before each document", totals->first.bos);
@@ -157,9 +161,12 @@ static int show_document(struct shard *shard, uint64_t document, struct tokenize
                   n = all < SAMPLE_TOKENS_MAX ? all : SAMPLE_TOKENS_MAX;
     TRY(shard_read(shard, (uint64_t)offset[document], (uint64_t)n, tokens));
     TRY(tokenizer_decode(tokenizer, tokens, n, &text));
-    printf("--- %s (%s): source %s, licence %s, language %s, %" PRId64 " tokens\n%s%s\n", label.id,
-           path_name(shard_path(shard)), label.source, label.licence, label.language, all, text,
-           n < all ? " ..." : "");
+    const char *const words[] = {label.id, path_name(shard_path(shard)), label.source, label.licence, label.language};
+    char shown[5][SHOWN_BYTES];
+    for (int w = 0; w < 5; w++)
+        (void)utf8_show(words[w], "", shown[w], sizeof shown[w]);
+    printf("--- %s (%s): source %s, licence %s, language %s, %" PRId64 " tokens\n%s%s\n", shown[0], shown[1],
+           shown[2], shown[3], shown[4], all, text, n < all ? " ..." : "");
     free(text);
     return 0;
 }

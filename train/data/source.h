@@ -22,13 +22,13 @@ struct source_rules {
     enum source_format format;
     const char *text_key;              /* what JSON lines must hold to be told from other JSON */
     struct arg_words include, exclude; /* patterns: of what folders hold, of everything */
-    int ranks;                         /* a pipe can be read by one alone */
+    int rank, ranks;                   /* 0 warns; a pipe can be read by one alone */
 };
 
 /* What is left out, and what the report calls it. */
 #define LEFT_LIST(X)                                               \
     X(LEFT_HIDDEN, "hidden")                                       \
-    X(LEFT_CARD, "cards, licences and the like")                   \
+    X(LEFT_CARD, "cards, licences, scripts")                       \
     X(LEFT_NAME, "not text by their names")                        \
     X(LEFT_JSON, "JSON that is no lines with the field of a text") \
     X(LEFT_UNASKED, "by --include or --exclude")                   \

@@ -6,9 +6,11 @@
 #include "data/stream.h"
 #include "err.h"
 #include "fs.h"
+#include "log.h"
 
 #include <errno.h>
 #include <fnmatch.h>
+#include <locale.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
@@ -75,11 +77,16 @@ static bool is_card(const char *name)
     static const char *const stems[] = {"readme",    "license",      "licence",   "copying",
                                         "notice",    "citation",     "authors",   "contributing",
                                         "changelog", "requirements", "cmakelists"};
+    static const char *const endings[] = {".py", ".sh", ".ipynb", ".yaml", ".yml", ".toml", ".cfg", ".ini"};
+    const char *const ending = strrchr(name, '.');
     for (size_t i = 0; i < sizeof stems / sizeof *stems; i++) {
         const size_t bytes = strlen(stems[i]);
         if (strncasecmp(name, stems[i], bytes) != 0) continue;
         const char next = name[bytes];
         if (next == '\0' || next == '.' || (i < 3 && (next == '-' || next == '_'))) return true;
+    }
+    for (size_t i = 0; ending && i < sizeof endings / sizeof *endings; i++) {
+        if (strcasecmp(ending, endings[i]) == 0) return true;
     }
     return false;
 }
@@ -171,7 +178,12 @@ static int add_named(struct source_list *list, struct source_rules *rules, const
         search.below_at = strlen(trimmed) + 1;
         TRY_GOTO(add_folder(&search, trimmed, 0), done);
     } else {
+        const int before = list->files;
         TRY_GOTO(add_file(&search, trimmed, &st, asked), done);
+        const bool taken = list->files > before && !list->file[before].jsonl;
+        if (taken && is_card(name) && rules->rank == 0) {
+            log_warn("%s is taken as text because it is named; if it should not be, add --exclude %s", path, name);
+        }
     }
 done:
     free(trimmed);
@@ -222,7 +234,7 @@ done:
     return rc;
 }
 
-int source_add(struct source_list *list, struct source_rules *rules, const char *input)
+static int add_input(struct source_list *list, struct source_rules *rules, const char *input)
 {
     struct stat st;
     char left[512];
@@ -250,4 +262,17 @@ int source_add(struct source_list *list, struct source_rules *rules, const char 
         "%s holds no text: wanted are .txt, .text, .md, .jsonl, .ndjson and JSON lines of any name; name other files "
         "themselves, or with --include. Left out: %s",
         input, left);
+}
+
+int source_add(struct source_list *list, struct source_rules *rules, const char *input)
+{
+    /* ? and [] stand for characters, not for bytes. */
+    const locale_t utf8 = newlocale(LC_CTYPE_MASK, "C.UTF-8", (locale_t)0);
+    const locale_t before = utf8 ? uselocale(utf8) : (locale_t)0;
+    const int rc = add_input(list, rules, input);
+    if (utf8) {
+        (void)uselocale(before);
+        freelocale(utf8);
+    }
+    return rc;
 }
