@@ -143,6 +143,10 @@ class Records(Texts):
                 self.write({name: text})
                 result = self.prepare("--max-document-bytes", 1000000, self.dir / name)
                 self.assertFails(result, "data", self.dir / name, "no document is left", *texts)
+        self.write({"empty.jsonl": "\n", "one.jsonl": line()})
+        self.assertFails(self.prepare(self.dir / "empty.jsonl"), "data", "no document is left", "empty")
+        words = ["--valid-out", self.dir / "valid", "--valid-fraction", 0.999999999999]
+        self.assertFails(self.prepare(*words, self.dir / "one.jsonl"), "data", "no document is left", "--valid-fraction")
         result = self.prepare("--max-document-bytes", 1000000, self.dir / "large.txt", self.dir / "sjis.txt", ranks=2)
         self.assertFails(result, "data", "no document is left")
         for text in ("large.txt", "sjis.txt", "CP932", "--max-document-bytes"):

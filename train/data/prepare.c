@@ -251,6 +251,9 @@ static int refuse_all(const struct prepare_work *work, const struct options *o)
     for (int d = 0; d < DROPS; d++) {
         if (dropped[d] > 0 && d != (int)most) log_warn("%s", describe_drop(work, (enum drop)d, words, sizeof words));
     }
+    if (dropped[most] == 0 && work->counts.documents[1] == 0) {
+        FAIL(ERR_DATA, "no document is left for %s: the %d input files are empty", o->out, work->list->files);
+    }
     if (dropped[most] == 0) {
         FAIL(ERR_DATA, "no document is left for %s: %" PRId64 " were read, all held out; lower --valid-fraction %g",
              o->out, work->counts.documents[1], o->valid_fraction);
