@@ -25,7 +25,7 @@ struct arg {
     const char *name;  /* without the dashes */
     const char *value; /* what its value is called in the help; NULL for a flag */
     enum arg_kind kind;
-    void *out;       /* bool, const char * (TEXT, PATH), int64_t, double or struct arg_words; holds the default before */
+    void *out; /* bool, const char * (TEXT, PATH), int64_t, double or struct arg_words; holds the default before */
     double min, max; /* of a number */
     const char *help;
 };
