@@ -91,9 +91,10 @@ static int read_back(const char *name, const char *packed, size_t packed_bytes, 
             wrong += data[i] != text[total % TEXT_BYTES];
     }
     stream_close(stream);
-    if (rc == 0) assert_int_equal(total, (size_t)copies * TEXT_BYTES);
-    if (rc == 0) assert_int_equal(wrong, 0);
-    return rc;
+    if (rc != 0) return rc;
+    assert_int_equal(total, (size_t)copies * TEXT_BYTES);
+    assert_int_equal(wrong, 0);
+    return 0;
 }
 
 static void packed_text_is_the_same_text(void **state)

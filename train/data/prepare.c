@@ -389,8 +389,9 @@ static void print_report(const struct prepare_work *work, const struct output *o
     }
     if (dropped) printf("\n");
     for (int d = 0; d < DROPS; d++) {
+        if (c->dropped[d] == 0) continue;
         char words[ERR_MESSAGE_MAX];
-        if (c->dropped[d] > 0) printf("  %s\n", describe_drop(work, (enum drop)d, words, sizeof words));
+        printf("  %s\n", describe_drop(work, (enum drop)d, words, sizeof words));
     }
     char left[ERR_MESSAGE_MAX];
     if (*source_describe_left(work->list, left, sizeof left)) printf("left out: %s\n", left);

@@ -22,8 +22,9 @@
 struct search {
     struct source_list *list;
     struct source_rules *rules;
-    const char *origin;       /* the input's last part */
-    size_t name_at, below_at; /* of a path: where its name in the list begins, and what lies below the input folder */
+    const char *origin; /* the input's last part */
+    size_t name_at,
+        below_at; /* of a path: where its name in the list begins, and what lies below the folder, if one is */
 };
 
 /* Is this the part of a pattern that stands for any number of folders? */
@@ -111,12 +112,16 @@ static int add_file(const struct search *search, char *path, const struct stat *
     if (regular) TRY(file_check_fetched(path));
     int rc = source_look(&file, search->rules, asked, &look);
     struct stream *const stream = file.pipe;
-    const bool card = !asked && !file.jsonl && is_card(path_name(path));
-    if (rc == 0 && (card || look != LOOK_TEXT)) {
-        rc = source_leave_out(list, card ? LEFT_CARD : look == LOOK_JSON ? LEFT_JSON : LEFT_NAME, path);
+    const bool card = !file.jsonl && is_card(path_name(path)), left = card && !asked;
+    if (rc == 0 && (left || look != LOOK_TEXT)) {
+        rc = source_leave_out(list, left ? LEFT_CARD : look == LOOK_JSON ? LEFT_JSON : LEFT_NAME, path);
     } else if (rc == 0) {
         if (regular) file.pipe = NULL;
         rc = source_add_file(list, &file);
+        if (card && search->below_at == 0 && search->rules->rank == 0) {
+            log_warn("%s is taken as text because it is named; if it should not be, add --exclude %s", path,
+                     path_name(path));
+        }
         if (!regular) return rc; /* the list owns the stream */
     }
     stream_close(stream);
@@ -178,12 +183,7 @@ static int add_named(struct source_list *list, struct source_rules *rules, const
         search.below_at = strlen(trimmed) + 1;
         TRY_GOTO(add_folder(&search, trimmed, 0), done);
     } else {
-        const int before = list->files;
         TRY_GOTO(add_file(&search, trimmed, &st, asked), done);
-        const bool taken = list->files > before && !list->file[before].jsonl;
-        if (taken && is_card(name) && rules->rank == 0) {
-            log_warn("%s is taken as text because it is named; if it should not be, add --exclude %s", path, name);
-        }
     }
 done:
     free(trimmed);
