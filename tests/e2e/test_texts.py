@@ -273,6 +273,7 @@ class Files(Texts):
                                      "k.json", "dump"], ""),
             (["--include", "**/b/*.jsonl"], ["2.jsonl"], ""),
             (["--exclude", "a"], ["0.jsonl", "x[1].txt"], "1 by --include or --exclude"),
+            (["--exclude", "a/"], ["0.jsonl", "x[1].txt"], "1 by --include or --exclude"),
             (["--exclude", "*.txt", "--exclude", "a/b/**"], ["0.jsonl", "1.jsonl", "part-00000"], ""),
             (["--exclude", "a/*.jsonl", "--include", "*.jsonl"], ["0.jsonl", "2.jsonl", "3.jsonl"], ""),
         ]
@@ -290,6 +291,12 @@ class Files(Texts):
             with self.subTest(word, pattern=pattern):
                 path = self.dir / ("c" if pattern != "b" else "c/0.jsonl")
                 self.assertFails(self.prepare(word, pattern, path), "data", f"{word} {pattern}")
+        pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+        self.write({"p/picture.png": pointer, "p/a.txt": JA})
+        self.assertPrepares(self.prepare(self.dir / "p"), 1)
+        for name in ("p/part.json.gz", "p/b.txt"):
+            self.write({name: pointer})
+            self.assertFails(self.prepare(self.dir / "p"), "data", name, "git lfs pull")
         self.write({"d/README.md": "# Card", "d/run.py": "import os"})
         self.assertFails(self.prepare(self.dir / "d"), "data", "no text", "README.md", "--include")
 

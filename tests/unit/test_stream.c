@@ -169,6 +169,20 @@ static void long_windows_are_read(void **state)
     }
 }
 
+/* A frame that names a dictionary is not damaged. */
+static void dictionaries_are_named(void **state)
+{
+    (void)state;
+    static const char frame[] = {'\x28', '\xB5', '\x2F', '\xFD', 1, 0x58, 7, 9, 0, 0, 'a'};
+    char data[16];
+    size_t got = 0;
+    struct stream *stream = NULL;
+    assert_int_equal(stream_open(&stream, write_named("a.zst", frame, sizeof frame)), 0);
+    assert_int_equal(stream_read(stream, data, sizeof data, &got), ERR_DATA);
+    assert_non_null(strstr(err_message(), "dictionary"));
+    stream_close(stream);
+}
+
 static void peeked_text_is_read_again(void **state)
 {
     (void)state;
@@ -224,9 +238,8 @@ static int tear_down(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(packed_text_is_the_same_text),
-        cmocka_unit_test(damage_is_named),
-        cmocka_unit_test(long_windows_are_read),
+        cmocka_unit_test(packed_text_is_the_same_text), cmocka_unit_test(damage_is_named),
+        cmocka_unit_test(long_windows_are_read),        cmocka_unit_test(dictionaries_are_named),
         cmocka_unit_test(peeked_text_is_read_again),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);

@@ -29,7 +29,7 @@ struct unpacker {
 };
 
 /* What a format's function found. */
-enum outcome { WENT_ON, ENDED, DAMAGED, NO_MEMORY, WINDOW_TOO_LARGE };
+enum outcome { WENT_ON, ENDED, DAMAGED, NO_MEMORY, WINDOW_TOO_LARGE, UNSUPPORTED };
 
 struct packing {
     const char *name, *endings[2];
@@ -92,9 +92,18 @@ static enum outcome run_zstd(struct unpacker *u, struct packing_io *io)
     move_on(io, in.pos, out.pos);
     if (!ZSTD_isError(status)) return status == 0 ? ENDED : WENT_ON;
     const ZSTD_ErrorCode code = ZSTD_getErrorCode(status);
-    return code == ZSTD_error_memory_allocation               ? NO_MEMORY
-           : code == ZSTD_error_frameParameter_windowTooLarge ? WINDOW_TOO_LARGE
-                                                              : DAMAGED;
+    switch (code) {
+    case ZSTD_error_memory_allocation:
+        return NO_MEMORY;
+    case ZSTD_error_frameParameter_windowTooLarge:
+        return WINDOW_TOO_LARGE;
+    case ZSTD_error_dictionary_wrong:
+    case ZSTD_error_frameParameter_unsupported:
+    case ZSTD_error_version_unsupported:
+        return UNSUPPORTED;
+    default:
+        return DAMAGED;
+    }
 }
 
 static void end_xz(struct unpacker *u)
@@ -115,10 +124,19 @@ static enum outcome run_xz(struct unpacker *u, struct packing_io *io)
     x->avail_out = io->out_bytes;
     const lzma_ret status = lzma_code(x, LZMA_RUN);
     move_on(io, io->in_bytes - x->avail_in, io->out_bytes - x->avail_out);
-    return status == LZMA_STREAM_END                       ? ENDED
-           : status == LZMA_OK || status == LZMA_BUF_ERROR ? WENT_ON
-           : status == LZMA_MEM_ERROR                      ? NO_MEMORY
-                                                           : DAMAGED;
+    switch (status) {
+    case LZMA_STREAM_END:
+        return ENDED;
+    case LZMA_OK:
+    case LZMA_BUF_ERROR:
+        return WENT_ON;
+    case LZMA_MEM_ERROR:
+        return NO_MEMORY;
+    case LZMA_OPTIONS_ERROR:
+        return UNSUPPORTED;
+    default:
+        return DAMAGED;
+    }
 }
 
 static void end_bzip2(struct unpacker *u)
@@ -210,6 +228,9 @@ int unpacker_run(struct unpacker *u, struct packing_io *io, const char *path, bo
              path);
     case WINDOW_TOO_LARGE:
         FAIL(ERR_DATA, "%s: its window is larger than 2 GiB; pack it again with a smaller one (zstd --long=27)",
+             path);
+    case UNSUPPORTED:
+        FAIL(ERR_DATA, "%s is packed with a dictionary or in another way that is not read; pack it again without",
              path);
     case DAMAGED:
         break;

@@ -47,7 +47,7 @@ static bool name_matches(const char *pattern, size_t bytes, const char *name, si
 static bool path_matches(const char *pattern, const char *path)
 {
     const size_t bytes = strcspn(pattern, "/"), path_bytes = strcspn(path, "/");
-    const char *const rest = pattern[bytes] ? pattern + bytes + 1 : NULL;
+    const char *const rest = pattern[bytes] && pattern[bytes + 1] ? pattern + bytes + 1 : NULL;
     const char *const below = path[path_bytes] ? path + path_bytes + 1 : NULL;
     if (is_stars(pattern, bytes)) {
         return !rest || path_matches(rest, path) || (below && path_matches(pattern, below));
@@ -109,11 +109,15 @@ static int add_file(const struct search *search, char *path, const struct stat *
     if (!regular && search->rules->ranks > 1) {
         FAIL(ERR_DATA, "%s can be read by one rank only: leave out mpirun, or put the text into files", path);
     }
-    if (regular) TRY(file_check_fetched(path));
     int rc = source_look(&file, search->rules, asked, &look);
     struct stream *const stream = file.pipe;
     const bool card = !file.jsonl && is_card(path_name(path)), left = card && !asked;
-    if (rc == 0 && (left || look != LOOK_TEXT)) {
+    const bool taken = rc == 0 && !left && look == LOOK_TEXT;
+    if (regular && (taken || rc != 0)) {
+        const int fetched = file_check_fetched(path);
+        if (fetched != 0) rc = fetched;
+    }
+    if (rc == 0 && !taken) {
         rc = source_leave_out(list, left ? LEFT_CARD : look == LOOK_JSON ? LEFT_JSON : LEFT_NAME, path);
     } else if (rc == 0) {
         if (regular) file.pipe = NULL;
