@@ -196,11 +196,14 @@ static int machine_read(struct facts *facts, const struct comm *comm)
     const int gpus = cuda_backend() ? cuda_backend()->count() : 0;
     const int usual = gpus > 0 ? gpus : comm->cores > 1 ? 2 : 1;
     facts->ranks = facts->o.ranks > 0 ? (int)facts->o.ranks : usual;
-    facts->sharers = gpus > 0 ? (facts->ranks + gpus - 1) / gpus : facts->ranks;
-    const int threads = comm->cores > facts->ranks ? comm->cores / facts->ranks : 1;
+    /* More ranks than there are GPUs or cores here are on several machines like this one. */
+    const int here = facts->ranks <= (gpus > 0 ? gpus : comm->cores) ? facts->ranks : usual;
+    const int machines = (facts->ranks + here - 1) / here;
+    facts->sharers = gpus > 0 ? 1 : here;
+    const int threads = gpus > 0 ? comm->cores : comm->cores / here;
     TRY(device_open(&facts->dev, gpus > 0 ? DEVICE_CUDA : DEVICE_CPU, 0, threads));
     TRY(facts->dev.table->memory(&facts->dev, &facts->free_bytes, &total));
-    facts->flops = gpus > 0 ? GPU_FLOPS * (gpus < facts->ranks ? gpus : facts->ranks) : CORE_FLOPS * comm->cores;
+    facts->flops = gpus > 0 ? GPU_FLOPS * facts->ranks : CORE_FLOPS * comm->cores * machines;
     return 0;
 }
 
@@ -518,9 +521,10 @@ static int init(struct config *cfg, struct choice *choice, struct facts *facts, 
     print_next(cfg, choice, facts);
     if (!choice->fits) {
         log_warn(
-            "this machine has not the memory for it: each of %d ranks takes %.0f MiB, and %.0f MiB are free; use "
-            "more or larger nodes (--ranks), or a smaller --size",
-            facts->ranks, (double)choice->rank_bytes / (1 << 20), (double)facts->free_bytes / (1 << 20));
+            "this machine has not the memory for it: each of %d ranks takes %.0f MiB, and %.0f MiB are free for the "
+            "%d of them that would be here; use more ranks (--ranks) on more machines, or a smaller --size",
+            facts->ranks, (double)choice->rank_bytes / (1 << 20), (double)facts->free_bytes / (1 << 20),
+            facts->sharers);
     }
 done:
     free(text);

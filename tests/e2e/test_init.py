@@ -127,6 +127,17 @@ class Init(lib.Case):
                 self.assertTrue(layers[0] <= int(values["model.layers"]) <= layers[1], values)
                 lib.plan(self, self.out)
 
+    def test_many_ranks(self):
+        """Ranks that this machine has no cores for are on others like it, and make the model no smaller."""
+        parameters = []
+        for ranks in (1, 640):
+            self.setUp()
+            self.init("--tokenizer", lib.tokenizer(), "--ranks", ranks, lib.train_shards())
+            parameters.append(lib.plan(self, self.out, f"ranks={ranks}")[0])
+            values, _ = self.values()
+            self.assertEqual(int(values["batch.global"]) % (ranks * int(values["batch.micro"])), 0)
+        self.assertEqual(parameters[0], parameters[1])
+
     def test_never_written_over(self):
         self.out.write_text("mine\n")
         words = ["init", "--out", self.out, "--tokenizer", lib.tokenizer(), lib.train_shards()]
