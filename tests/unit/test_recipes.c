@@ -1,11 +1,13 @@
 /* Warnings of hyper-parameters: none for what is known to have worked, one for each value that leaves its range. */
 #include "config.h"
+#include "config_table.h"
 #include "err.h"
 #include "log.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -113,8 +115,59 @@ static void test_warnings(void **state)
     free(cfg);
 }
 
+/* What was published of the models whose recipes we ship, or of the yardstick that they name. */
+static void test_published(void **state)
+{
+    static const struct {
+        const char *config, *section, *key;
+        double value;
+    } published[] = {
+        {"llm-jp-4-8b", "model", "layers", 32},
+        {"llm-jp-4-8b", "model", "hidden", 4096},
+        {"llm-jp-4-8b", "model", "heads", 32},
+        {"llm-jp-4-8b", "model", "kv_heads", 8},
+        {"llm-jp-4-8b", "model", "ffn_hidden", 14336},
+        {"llm-jp-4-8b", "model", "seq_len", 4096},
+        {"llm-jp-4-8b", "model", "vocab_size", 196608},
+        {"llm-jp-4-8b", "model", "rope_theta", 5e5},
+        {"llm-jp-4-8b", "model", "norm_eps", 1e-6},
+        {"llm-jp-4-8b", "model", "init_std", 0.02},
+        {"llm-jp-4-8b", "batch", "global", 2048},
+        {"llm-jp-4-8b", "optim", "lr", 3e-4},
+        {"llm-jp-4-8b", "optim", "min_lr", 0},
+        {"llm-jp-4-8b", "optim", "warmup_steps", 2000},
+        {"llm-jp-3-172b", "run", "steps", 292812},
+        {"llm-jp-3-172b", "model", "layers", 96},
+        {"llm-jp-3-172b", "model", "hidden", 12288},
+        {"llm-jp-3-172b", "model", "kv_heads", 16},
+        {"llm-jp-3-172b", "model", "ffn_hidden", 38464},
+        {"llm-jp-3-172b", "model", "vocab_size", 99584},
+        {"llm-jp-3-172b", "model", "norm_eps", 1e-5},
+        {"llm-jp-3-172b", "batch", "global", 1728},
+        {"llm-jp-3-172b", "optim", "lr", 8e-5},
+        {"llm-jp-3-172b", "optim", "min_lr", 8e-6},
+        {"llm-jp-3-172b", "optim", "warmup_steps", 2000},
+        {"llm-jp-3-172b", "optim", "eps", 1e-8},
+        {"fugaku-13b", "model", "layers", 40},
+        {"fugaku-13b", "model", "hidden", 5184},
+        {"fugaku-13b", "model", "seq_len", 2048},
+        {"fugaku-13b", "optim", "lr", 1e-4},
+    };
+    struct config *cfg = calloc(1, sizeof *cfg);
+    (void)state;
+    assert_non_null(cfg);
+    for (size_t i = 0; i < sizeof published / sizeof *published; i++) {
+        char path[CONFIG_TEXT_MAX];
+        snprintf(path, sizeof path, "%s/%s.yaml", TATARA_CONFIGS, published[i].config);
+        if (config_load(cfg, path, 0, NULL) != 0) fail_msg("%s", err_message());
+        const double value = option_number(option_find(published[i].section, published[i].key), cfg);
+        if (value != published[i].value) fail_msg("%s: %s is %g", path, published[i].key, value);
+    }
+    free(cfg);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_warnings)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_warnings), cmocka_unit_test(test_published)};
     return cmocka_run_group_tests_name("recipes", tests, NULL, NULL);
 }
