@@ -41,7 +41,7 @@ struct options {
 
 /* A dataset's shards. */
 struct amount {
-    int64_t tokens, documents;
+    int64_t tokens;
     int shards;
     int64_t *shard_tokens;
 };
@@ -139,7 +139,6 @@ static int amount_read(struct amount *amount, const char *path, const struct tok
         }
         amount->shard_tokens[i] = (int64_t)info->tokens;
         amount->tokens += (int64_t)info->tokens;
-        amount->documents += (int64_t)info->documents;
         shard_close(shard);
         shard = NULL;
     }
