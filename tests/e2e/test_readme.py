@@ -15,6 +15,7 @@ import unittest
 import lib
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+FOLDERS = ["comm", "configs", "include", "kernels", "scripts", "tests", "train"]  # of a clean clone
 NOBODY = 65534
 STEPS = 12  # of the run that the others go on from
 CHECKPOINT = f"step-{STEPS:08}"
@@ -130,9 +131,10 @@ class Readme(lib.Case):
         super().setUp()
         self.dir.chmod(0o755)
         self.clone = self.dir / "tatara"
-        shutil.copytree(ROOT, self.clone, ignore=shutil.ignore_patterns(".git", "build*", "quickstart", "runs", "shards"))
-        shutil.copytree(ROOT / "scripts", self.clone / "scripts", dirs_exist_ok=True)
-        (self.clone / "build").mkdir()
+        (self.clone / "build").mkdir(parents=True)
+        for name in FOLDERS:
+            shutil.copytree(ROOT / name, self.clone / name)
+        shutil.copy(ROOT / "CMakeLists.txt", self.clone)
         shutil.copy(lib.options.tatara, self.clone / "build/tatara")
         (self.clone / "corpus").mkdir()
         shutil.copy(lib.options.data / "corpus.jsonl", self.clone / "corpus")
