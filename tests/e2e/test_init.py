@@ -67,7 +67,7 @@ class Init(lib.Case):
         self.assertLessEqual(set(unexplained), {"tokenizer", "train", "valid"})
         self.assertIn("20 a parameter", comments)
         parameters, memory = lib.plan(self, self.out, f"ranks={ranks}")
-        result = lib.tatara(["train", self.out, f"run.dir={self.dir / 'run'}", *words], ranks)
+        result = lib.tatara(["train", self.out, f"run.dir={self.dir / 'run'}", *words], ranks, timeout=200)
         self.assertEqual(result.status, 0, result)
         self.assertEqual(result.warnings(), [])
         self.assertGreater(memory["total"], 0)
@@ -94,7 +94,7 @@ class Init(lib.Case):
 
     def test_whole_run(self):
         result = self.init("--tokenizer", lib.tokenizer(), "--valid", lib.valid_shards(), lib.train_shards())
-        _, values = self.check_run(2)
+        _, values = self.check_run(1)
         program = str(lib.options.tatara)
         as_root = "--allow-run-as-root " if os.geteuid() == 0 else ""
         self.assertIn(f"{program} plan {self.out} ranks=", result.stdout)
@@ -171,7 +171,7 @@ class Init(lib.Case):
         ]
         for status, words, texts in cases:
             with self.subTest(words=list(map(str, words))):
-                self.assertFails(lib.tatara(["init", "--out", self.out, *words]), status, *texts)
+                self.assertFails(lib.tatara(["init", "--out", self.out, *words]), status, *texts, within=40)
                 self.assertFalse(self.out.exists())
 
 
