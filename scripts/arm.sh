@@ -62,6 +62,7 @@ set(MPI_C_LIB_NAMES mpi)
 set(MPI_mpi_LIBRARY $lib/openmpi/lib/libmpi.so)
 set(MPI_C_HEADER_DIR $lib/openmpi/include)
 END
+export OMP_WAIT_POLICY=passive # threads that wait must not spin
 export PKG_CONFIG_LIBDIR=$lib/pkgconfig:$root/usr/share/pkgconfig PKG_CONFIG_SYSROOT_DIR=$root
 cmake -S . -B "$out/build" -G Ninja --toolchain "$out/toolchain.cmake" -DTATARA_ARCH=armv8-a -DTATARA_WERROR=ON \
     >"$out/configure.log" 2>&1 || {

@@ -81,21 +81,19 @@ static float softmax_row(float *s, int64_t n, int64_t lo, int64_t hi, float scal
         memset(s, 0, (size_t)n * sizeof *s);
         return 1;
     }
-    float top = s[lo], total = 0;
+    float top = s[lo];
 #pragma omp simd reduction(max : top)
     for (int64_t j = lo; j < hi; j++)
         top = s[j] > top ? s[j] : top;
     const float now = scale * top > *max ? scale * top : *max;
     const float factor = cpu_exp_negative(*max - now);
-#pragma omp simd reduction(+ : total)
-    for (int64_t j = lo; j < hi; j++) {
+#pragma omp simd
+    for (int64_t j = lo; j < hi; j++)
         s[j] = cpu_exp_negative(scale * s[j] - now);
-        total += s[j];
-    }
     memset(s, 0, (size_t)lo * sizeof *s);
     memset(s + hi, 0, (size_t)(n - hi) * sizeof *s);
     *max = now;
-    *sum = *sum * factor + total;
+    *sum = *sum * factor + cpu_sum(s + lo, hi - lo);
     return factor;
 }
 

@@ -185,13 +185,13 @@ static void sum_delta(const struct device *dev, const struct backward *g, struct
 #pragma omp parallel for num_threads(dev->threads) schedule(static)
     for (int64_t i = 0; i < at->sequences * at->queries * at->heads; i++) {
         const int64_t row = i / at->heads, head = i % at->heads;
-        float a[ATTENTION_HEAD_MAX], b[ATTENTION_HEAD_MAX], sum = 0;
+        float a[ATTENTION_HEAD_MAX], b[ATTENTION_HEAD_MAX];
         cpu_load(a, g->dout.data, g->dout.dtype, i * at->head_dim, at->head_dim);
         cpu_load(b, o.data, o.dtype, i * at->head_dim, at->head_dim);
-#pragma omp simd reduction(+ : sum)
+#pragma omp simd
         for (int64_t j = 0; j < at->head_dim; j++)
-            sum += a[j] * b[j];
-        delta[(row / at->queries * at->heads + head) * at->queries + row % at->queries] = sum;
+            a[j] *= b[j];
+        delta[(row / at->queries * at->heads + head) * at->queries + row % at->queries] = cpu_sum(a, at->head_dim);
     }
 }
 

@@ -176,6 +176,25 @@ static inline float cpu_exp_negative(float x)
 /* Elements per step of the elementwise and row kernels: a few such buffers of floats stay in the first-level cache. */
 #define CPU_BLOCK 512
 
+/* Σ x in an order that depends on n alone, not on the CPU's vectors: element i goes to lane i modulo 16, and the lanes are
+ * added in pairs. */
+static inline float cpu_sum(const float *x, int64_t n)
+{
+    enum { LANES = 16 };
+    float lane[LANES] = {0};
+    const int64_t whole = n / LANES * LANES;
+    for (int64_t i = 0; i < whole; i += LANES)
+#pragma omp simd
+        for (int j = 0; j < LANES; j++)
+            lane[j] += x[i + j];
+    for (int64_t i = whole; i < n; i++)
+        lane[i - whole] += x[i];
+    for (int half = LANES / 2; half > 0; half /= 2)
+        for (int j = 0; j < half; j++)
+            lane[j] += lane[j + half];
+    return lane[0];
+}
+
 /* n ≤ CPU_BLOCK elements of t (f32 or bf16) from element `begin` on, to read as floats: t's own memory when it is f32,
  * else converted into `buffer`. */
 static inline const float *cpu_view(struct tensor t, int64_t begin, int64_t n, float *buffer)

@@ -32,11 +32,7 @@ static double row_sum(struct tensor x, int64_t row, int64_t width)
     for (int64_t at = row * width, end = at + width; at < end; at += CPU_BLOCK) {
         const int64_t n = cpu_min(CPU_BLOCK, end - at);
         const float *in = cpu_view(x, at, n, xs);
-        float part = 0;
-#pragma omp simd reduction(+ : part)
-        for (int64_t i = 0; i < n; i++)
-            part += in[i];
-        total += (double)part;
+        total += (double)cpu_sum(in, n);
     }
     return total;
 }
@@ -44,16 +40,15 @@ static double row_sum(struct tensor x, int64_t row, int64_t width)
 /* Σ (x − mean)² of one row. */
 static double row_squares(struct tensor x, int64_t row, int64_t width, float mean)
 {
-    float xs[CPU_BLOCK];
+    float xs[CPU_BLOCK], squares[CPU_BLOCK];
     double total = 0;
     for (int64_t at = row * width, end = at + width; at < end; at += CPU_BLOCK) {
         const int64_t n = cpu_min(CPU_BLOCK, end - at);
         const float *in = cpu_view(x, at, n, xs);
-        float part = 0;
-#pragma omp simd reduction(+ : part)
+#pragma omp simd
         for (int64_t i = 0; i < n; i++)
-            part += (in[i] - mean) * (in[i] - mean);
-        total += (double)part;
+            squares[i] = (in[i] - mean) * (in[i] - mean);
+        total += (double)cpu_sum(squares, n);
     }
     return total;
 }
@@ -92,22 +87,20 @@ int cpu_norm_fwd(struct device *dev, struct tensor y, struct tensor sum, struct 
 static void gradient_means(struct tensor dy, struct tensor x, struct tensor w, int64_t row, int64_t width, float mean,
                            float rstd, double *mean_g, double *mean_gx)
 {
-    float dys[CPU_BLOCK], xs[CPU_BLOCK], ws[CPU_BLOCK];
+    float dys[CPU_BLOCK], xs[CPU_BLOCK], ws[CPU_BLOCK], g[CPU_BLOCK], gx[CPU_BLOCK];
     double sum_g = 0, sum_gx = 0;
     for (int64_t at = 0; at < width; at += CPU_BLOCK) {
         const int64_t n = cpu_min(CPU_BLOCK, width - at);
         const float *dout = cpu_view(dy, row * width + at, n, dys);
         const float *value = cpu_view(x, row * width + at, n, xs);
         const float *weight = cpu_view(w, at, n, ws);
-        float part_g = 0, part_gx = 0;
-#pragma omp simd reduction(+ : part_g, part_gx)
+#pragma omp simd
         for (int64_t i = 0; i < n; i++) {
-            const float g = dout[i] * weight[i];
-            part_g += g;
-            part_gx += g * ((value[i] - mean) * rstd);
+            g[i] = dout[i] * weight[i];
+            gx[i] = g[i] * ((value[i] - mean) * rstd);
         }
-        sum_g += (double)part_g;
-        sum_gx += (double)part_gx;
+        sum_g += (double)cpu_sum(g, n);
+        sum_gx += (double)cpu_sum(gx, n);
     }
     *mean_g = sum_g / (double)width;
     *mean_gx = sum_gx / (double)width;

@@ -81,16 +81,15 @@ static void scale(float *x, struct tensor weight, int64_t begin, int64_t n, floa
 /* 1/rms of one head. */
 static float head_rstd(struct tensor x, int64_t begin, int64_t head, double eps)
 {
-    float xs[CPU_BLOCK];
+    float xs[CPU_BLOCK], squares[CPU_BLOCK];
     double total = 0;
     for (int64_t at = 0; at < head; at += CPU_BLOCK) {
         const int64_t n = cpu_min(CPU_BLOCK, head - at);
         const float *in = cpu_view(x, begin + at, n, xs);
-        float part = 0;
-#pragma omp simd reduction(+ : part)
+#pragma omp simd
         for (int64_t i = 0; i < n; i++)
-            part += in[i] * in[i];
-        total += (double)part;
+            squares[i] = in[i] * in[i];
+        total += (double)cpu_sum(squares, n);
     }
     return (float)(1.0 / sqrt(total / (double)head + eps));
 }
@@ -168,7 +167,7 @@ static void head_unrotate(struct tensor dx, struct tensor dy, int64_t begin, int
 static void head_norm_bwd(struct tensor dx, float *dw, float *d, struct tensor dy, struct tensor x, int64_t begin,
                           int64_t head, struct tensor w, float rstd, const float *angles)
 {
-    float xs[CPU_BLOCK], ws[CPU_BLOCK], dxs[CPU_BLOCK];
+    float xs[CPU_BLOCK], ws[CPU_BLOCK], dxs[CPU_BLOCK], terms[CPU_BLOCK];
     double total = 0;
     cpu_load(d, dy.data, dy.dtype, begin, head);
     if (angles) rotate(d, d + head / 2, angles, head / 2, -1.0f);
@@ -176,14 +175,13 @@ static void head_norm_bwd(struct tensor dx, float *dw, float *d, struct tensor d
         const int64_t n = cpu_min(CPU_BLOCK, head - at);
         const float *value = cpu_view(x, begin + at, n, xs);
         const float *weight = cpu_view(w, at, n, ws);
-        float part = 0;
-#pragma omp simd reduction(+ : part)
+#pragma omp simd
         for (int64_t i = 0; i < n; i++) {
             const float along = d[at + i] * (value[i] * rstd);
             dw[at + i] += along;
-            part += along * weight[i];
+            terms[i] = along * weight[i];
         }
-        total += (double)part;
+        total += (double)cpu_sum(terms, n);
     }
     const float slope = (float)(total / (double)head);
     for (int64_t at = 0; at < head; at += CPU_BLOCK) {

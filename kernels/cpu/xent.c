@@ -21,11 +21,11 @@ static float block_max(const float *x, int64_t n)
 
 static float block_exp_sum(const float *x, int64_t n, float max)
 {
-    float sum = 0;
-#pragma omp simd reduction(+ : sum)
+    float terms[CPU_BLOCK];
+#pragma omp simd
     for (int64_t i = 0; i < n; i++)
-        sum += cpu_exp_negative(x[i] - max);
-    return sum;
+        terms[i] = cpu_exp_negative(x[i] - max);
+    return cpu_sum(terms, n);
 }
 
 /* NaN in a row comes out as a sum of NaN, and infinity too. */
