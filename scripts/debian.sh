@@ -3,7 +3,8 @@
 # scripts/install.sh names, goes through the quick start, and builds and runs the unit and mpi tests.
 #
 #   scripts/debian.sh RELEASE [FOLDER [ctest options]]    RELEASE: bookworm (12) or trixie (13)
-#                                                         FOLDER: build/RELEASE by default; made anew
+#                                                         FOLDER: build/RELEASE by default; a root that is there
+#                                                         already is used again
 #
 # Needs root (for debootstrap and chroot), 5 GB, and half an hour on two cores. Prints how long each part took. Ends with
 # 77 where root or debootstrap is missing.
@@ -39,16 +40,17 @@ part() {
 }
 inside() { chroot "$root" env -i HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 sh -c "cd /tatara && $1"; }
 copy() {
-    mkdir -p "$root/tatara"
+    rm -rf "$root/tatara"
+    mkdir "$root/tatara"
     git ls-files --cached --others --exclude-standard -z | tar --null --files-from=- --ignore-failed-read -cf - |
         tar -C "$root/tatara" -xf -
     cp /etc/resolv.conf "$root/etc/"
 }
 
 leave
-rm -rf "$root"
 mkdir -p "$(dirname "$root")"
-part debootstrap debootstrap --variant=minbase "$release" "$root"
+[[ -e $root/etc/apt/sources.list ]] || part debootstrap debootstrap --variant=minbase "$release" "$root"
+echo force-unsafe-io >"$root/etc/dpkg/dpkg.cfg.d/unsafe-io" # a root to try with need not survive a power cut
 mount -t proc proc "$root/proc"
 mount --bind /sys "$root/sys"
 mount --bind /dev "$root/dev"
