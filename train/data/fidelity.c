@@ -18,8 +18,8 @@
 /* The bytes of the text's beginning that are compared: whole characters, the last one no space. */
 static size_t cut(const char *text, size_t bytes)
 {
-    size_t end = bytes < FIDELITY_BYTES_MAX ? bytes : FIDELITY_BYTES_MAX;
-    if (end == bytes) return bytes;
+    size_t end = FIDELITY_BYTES_MAX;
+    if (bytes <= end) return bytes;
     while (end > 0 && (((unsigned char)text[end] & 0xC0U) == 0x80U || strchr(" \n", text[end - 1])))
         end--;
     return end;

@@ -134,13 +134,13 @@ static void print_totals(const char *path, int shards, const struct totals *tota
 /* What the dataset's list says of how the tokens were made. */
 static int show_report(const char *path)
 {
-    char words[ERR_MESSAGE_MAX];
     json_t *report = NULL;
     TRY(dataset_report(&report, path));
     const char *version = json_string_value(json_object_get(report, "sentencepiece"));
     const json_t *fidelity = json_object_get(report, "fidelity");
     if (version) printf("made with SentencePiece %s\n", version);
     if (fidelity) {
+        char words[ERR_MESSAGE_MAX];
         const bool lossy = fidelity_words(fidelity, words, sizeof words);
         printf("%s: %s\n", lossy ? "the tokenizer did not give the text back as it was" : "tokenizer on the text",
                words);

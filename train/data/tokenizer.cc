@@ -103,7 +103,7 @@ std::string find_version(const std::string &library, const std::string &built)
 {
     if (built != "unknown" && library.find('\0' + built + '\0') != std::string::npos) return built;
     for (size_t at = 0, end = 0; (end = library.find('\0', at)) != std::string::npos; at = end + 1) {
-        const std::string text = end - at < TOKENIZER_VERSION_MAX ? library.substr(at, end - at) : "";
+        std::string text = end - at < TOKENIZER_VERSION_MAX ? library.substr(at, end - at) : "";
         if (is_version(text)) return text;
     }
     return "unknown";
