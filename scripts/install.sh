@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs the Debian 12 packages that Tatara needs; the one place that names them.
+# Installs the packages of Debian 12 or 13 that Tatara needs; the one place that names them.
 #
 #   scripts/install.sh GROUP...             groups: build test mpich slurm quickstart fixtures arm debian
 #   scripts/install.sh --list GROUP...      prints the packages, one a line, and installs nothing
