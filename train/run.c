@@ -167,7 +167,7 @@ static int open_folder(struct run *run)
 }
 
 /* From step 0 or a checkpoint. Collective. */
-static int begin(struct run *run)
+static int open_state(struct run *run)
 {
     struct saving *saving = &run->saving;
     TRY(comm_agree(run->comm, record_make(run->cfg, run->train, run->valid, &run->dev, run->comm, &run->record)));
@@ -423,7 +423,7 @@ static int run_train(struct comm *comm, struct config *cfg)
     log_info("model: %.1f M parameters; memory: %.0f MiB a rank", (double)run.step.params.elems / 1e6,
              (double)run.arena.size / (1 << 20));
     TRY_GOTO(watched(&run, "the run's folder", open_folder), done);
-    TRY_GOTO(watched(&run, "the checkpoint to go on from", begin), done);
+    TRY_GOTO(watched(&run, "the checkpoint to go on from", open_state), done);
     TRY_GOTO(go_on(comm), done);
     TRY_GOTO(choose_attention(&run), done);
     TRY_GOTO(comm_agree(comm, watched(&run, "config.yaml", save_config)), done);

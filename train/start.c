@@ -58,12 +58,12 @@ static bool lies_in(const char *folder, const char *run_dir)
 }
 
 /* Whether the checkpoint came of a start with the same checkpoint.resume. */
-static int is_offspring(const char *newest, const char *resume, bool *offspring)
+static int is_offspring(const char *newest, const char *word, bool *offspring)
 {
     struct ckpt_meta meta = {0};
     TRY(ckpt_read_meta(newest, &meta));
     struct config *before = changes_before(&meta);
-    *offspring = before && strcmp(before->checkpoint.resume, resume) == 0;
+    *offspring = before && strcmp(before->checkpoint.resume, word) == 0;
     free(before);
     ckpt_meta_free(&meta);
     return 0;
@@ -72,21 +72,22 @@ static int is_offspring(const char *newest, const char *resume, bool *offspring)
 /* Rank 0. */
 static int look(const struct saving *saving, const char *newest, struct start_facts *facts)
 {
-    const char *resume = saving->cfg->checkpoint.resume;
+    const char *word = saving->cfg->checkpoint.resume;
     facts->own = newest[0] != '\0';
     facts->same_job = saving->folder.continued;
-    facts->resume = strcmp(resume, "auto") == 0    ? RESUME_AUTO
-                    : strcmp(resume, "never") == 0 ? RESUME_NEVER
-                                                   : RESUME_FOLDER;
+    facts->resume = strcmp(word, "auto") == 0    ? RESUME_AUTO
+                    : strcmp(word, "never") == 0 ? RESUME_NEVER
+                                                 : RESUME_FOLDER;
     if (facts->resume != RESUME_FOLDER || !facts->own) return 0;
-    const bool whole = same_file(resume, saving->cfg->run.dir); /* the run itself: its newest */
-    facts->inside = whole || lies_in(resume, saving->cfg->run.dir);
-    facts->newest = whole || same_file(resume, newest);
-    return is_offspring(newest, resume, &facts->offspring);
+    const bool whole = same_file(word, saving->cfg->run.dir); /* the run itself: its newest */
+    facts->inside = whole || lies_in(word, saving->cfg->run.dir);
+    facts->newest = whole || same_file(word, newest);
+    return is_offspring(newest, word, &facts->offspring);
 }
 
 static int refuse(const struct saving *saving, const char *newest)
 {
+    char folder[CKPT_PATH_MAX];
     const struct config *cfg = saving->cfg;
     if (strcmp(cfg->checkpoint.resume, "never") == 0) {
         FAIL(ERR_CONFIG,
@@ -95,6 +96,7 @@ static int refuse(const struct saving *saving, const char *newest)
              "with another",
              newest);
     }
+    TRY(ckpt_choose(cfg->checkpoint.resume, folder)); /* else it is not there, which is what is wrong */
     FAIL(ERR_CONFIG,
          "checkpoint.resume is %s, but %s has later checkpoints, up to %s, which a run from there would meet again; "
          "choose "

@@ -29,6 +29,7 @@ class Rule(lib.Case):
         ("folder inside, the newest", "both", "{run}/step-00000004", 4, ""),
         ("the run itself", "both", "{run}", 4, ""),
         ("folder inside, newer ones", "both", "{run}/step-00000002", ["later checkpoints", "step-00000004"], ""),
+        ("folder inside, not there", "both", "{run}/step-00000005", ["step-00000005 is neither a checkpoint"], ""),
         ("folder inside, newer ones moved away", "first", "{run}/step-00000002", 2, ""),
         ("folder inside, newer ones of this word", "same", "{run}/step-00000002", 4, ""),
         ("folder inside, newer ones damaged", "damaged", "{run}/step-00000002", 2, "passed over"),
