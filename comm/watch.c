@@ -301,7 +301,10 @@ _Noreturn static void end_job(struct watch *w, const char *what)
         while (atomic_load(&w->report) != SAID && now_s() - began_s < END_S)
             pause_s(LOOK_S / 4);
     }
-    if (atomic_load(&w->report) == GATHERING) speak_alone(w);
+    if (atomic_load(&w->report) == GATHERING) {
+        speak_alone(w);
+        pause_s(5 * LOOK_S); /* for the others to say it, too: some launchers end them at once */
+    }
     _exit(ERR_COMM);
 }
 
