@@ -1,4 +1,4 @@
-/* Which cores a rank may use without getting in its neighbours' way. */
+/* What a rank may take of its node without getting in its neighbours' way: cores, and what control groups leave. */
 #ifndef TATARA_CORES_H
 #define TATARA_CORES_H
 
@@ -6,7 +6,8 @@
 
 #include <mpi.h>
 
-/* Fills comm->cores, allowed_cores and node_cores from the affinity of the ranks of this node. Collective over `node`. */
-int cores_count(struct comm *comm, MPI_Comm node);
+/* Fills comm->threads and the fields about cores and limits. root: as for cgroup_levels. Collective over `node`, the ranks of
+ * this node. */
+int cores_count(struct comm *comm, MPI_Comm node, const char *root);
 
 #endif

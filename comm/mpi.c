@@ -124,7 +124,7 @@ static int local_ranks_count(struct comm *comm)
     CHECK_MPI(MPI_Comm_size(node, &comm->local_ranks), "ranks on the node");
     comm->node = comm->rank;
     CHECK_MPI(MPI_Bcast(&comm->node, 1, MPI_INT, 0, node), "lowest rank of the node");
-    TRY(cores_count(comm, node));
+    TRY(cores_count(comm, node, ""));
     CHECK_MPI(MPI_Comm_free(&node), "split by node");
     return 0;
 }

@@ -8,13 +8,26 @@
 
 #include "tensor.h"
 
+/* What control groups leave a rank of their limits: its share, where other ranks of the node are in the same group. */
+struct comm_limits {
+    double cpus;                 /* processors' worth of time; 0: no limit */
+    uint64_t memory_bytes;       /* still free; 0: no limit */
+    uint64_t memory_limit_bytes; /* the limit itself */
+    char cpus_of[256];           /* the group's folder */
+    char memory_of[256];         /* the limit's file */
+};
+
 struct comm {
     int rank, ranks;             /* in the data-parallel group: all ranks, for now */
     int local_rank, local_ranks; /* among the ranks on this node */
-    int cores;         /* this rank's share of the cores it may use: threads that do not oversubscribe the node */
-    double core_share; /* the same, not rounded: less than 1 where ranks share a core */
-    int allowed_cores, node_cores; /* cores that the launcher lets it use; cores of the node */
-    int node;                      /* the lowest rank on this node */
+    int threads; /* for this rank, unless told otherwise: OMP_NUM_THREADS, or its share of the cores it may use, which
+                    oversubscribes neither the node nor a quota */
+    int allowed_cores; /* that the launcher lets it use */
+    int node_cores;    /* that there would be without the launcher */
+    int idle_cores;    /* of these, that no rank of the node may use */
+    double core_share; /* that share, not rounded: below 1, ranks take turns */
+    struct comm_limits limits;
+    int node; /* the lowest rank on this node */
     struct comm_state *state;
     const struct comm_transport *transport; /* carries tensors */
     struct device *dev;                     /* whose tensors; NULL: host memory */

@@ -193,16 +193,18 @@ static int machine_read(struct facts *facts, const struct comm *comm)
 {
     size_t total = 0;
     const int gpus = cuda_backend() ? cuda_backend()->count() : 0;
-    const int usual = gpus > 0 ? gpus : comm->cores > 1 ? 2 : 1;
+    const int usual = gpus > 0 ? gpus : comm->threads > 1 ? 2 : 1;
     facts->ranks = facts->o.ranks > 0 ? (int)facts->o.ranks : usual;
     /* More ranks than there are GPUs or cores here are on several machines like this one. */
-    const int here = facts->ranks <= (gpus > 0 ? gpus : comm->cores) ? facts->ranks : usual;
+    const int here = facts->ranks <= (gpus > 0 ? gpus : comm->threads) ? facts->ranks : usual;
     const int machines = (facts->ranks + here - 1) / here;
     facts->sharers = gpus > 0 ? 1 : here;
-    const int threads = gpus > 0 ? comm->cores : comm->cores / here;
+    const int threads = gpus > 0 ? comm->threads : comm->threads / here;
     TRY(device_open(&facts->dev, gpus > 0 ? DEVICE_CUDA : DEVICE_CPU, 0, threads));
     TRY(facts->dev.table->memory(&facts->dev, &facts->free_bytes, &total));
-    facts->flops = gpus > 0 ? GPU_FLOPS * facts->ranks : CORE_FLOPS * comm->cores * machines;
+    const uint64_t left = gpus > 0 ? 0 : comm->limits.memory_bytes;
+    if (left > 0 && left < facts->free_bytes) facts->free_bytes = (size_t)left;
+    facts->flops = gpus > 0 ? GPU_FLOPS * facts->ranks : CORE_FLOPS * comm->threads * machines;
     return 0;
 }
 
@@ -303,7 +305,7 @@ static void choose_batch(struct config *cfg, const struct facts *facts, double p
 
 static int measure(struct facts *facts, const struct config *cfg, size_t *rank_bytes)
 {
-    struct comm comm = {.ranks = facts->ranks, .local_ranks = facts->ranks, .cores = 1};
+    struct comm comm = {.ranks = facts->ranks, .local_ranks = facts->ranks, .threads = 1};
     struct arena arena = arena_measure(&facts->dev);
     struct step step;
     TRY(step_layout(&step, cfg, facts->vocab_size, &facts->dev, &comm, &arena));

@@ -11,6 +11,7 @@
 #include "step.h"
 
 #include <errno.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,26 +20,33 @@
 
 #define MIB 1048576.0
 
-int plan_check_memory(const struct arena *measured, int sharers)
+int plan_check_memory(const struct arena *measured, const struct comm *comm, int sharers)
 {
     size_t free_bytes = 0, total_bytes = 0;
-    char attention[96] = "";
+    char attention[96] = "", owner[300];
     struct device *dev = measured->dev;
+    const struct comm_limits *limits = &comm->limits;
     const size_t least = dev->table->workspace_bytes(dev, NULL, ATTENTION_FLASH);
-    const double wanted = (double)measured->used * sharers;
+    const bool cpu = dev->kind == DEVICE_CPU;
     TRY(dev->table->memory(dev, &free_bytes, &total_bytes));
-    if (free_bytes == 0 || wanted <= (double)free_bytes) return 0;
+    double share = free_bytes > 0 ? (double)free_bytes / sharers : INFINITY;
+    snprintf(owner, sizeof owner, "the %d ranks that share this %s's memory", sharers, cpu ? "node" : "GPU");
+    if (cpu && limits->memory_bytes > 0 && (double)limits->memory_bytes < share) {
+        share = (double)limits->memory_bytes;
+        total_bytes = (size_t)limits->memory_limit_bytes;
+        snprintf(owner, sizeof owner, "the ranks under the limit of %s", limits->memory_of);
+    }
+    if ((double)measured->used <= share) return 0;
     if (dev->workspace_bytes > least)
         snprintf(attention, sizeof attention, "; the workspace takes %.0f MiB less with attention=flash",
                  (double)(dev->workspace_bytes - least) / MIB);
     FAIL(ERR_CONFIG,
-         "this run needs %.0f MiB on each of the %d ranks that share this %s's memory, and %.0f of its %.0f MiB are "
-         "free. "
+         "this run needs %.0f MiB on each of %s, which leaves a rank %.0f of its %.0f MiB. "
          "Activations take %.0f MiB: lower batch.micro or set model.recompute=block; optimizer and gradients take "
          "%.0f "
          "MiB: use more ranks with parallel.zero=1%s. `tatara plan` shows the effect without running",
-         (double)measured->used / MIB, sharers, dev->kind == DEVICE_CPU ? "node" : "GPU", (double)free_bytes / MIB,
-         (double)total_bytes / MIB, (double)measured->by_kind[ARENA_ACTS] / MIB,
+         (double)measured->used / MIB, owner, share / MIB, (double)total_bytes / MIB,
+         (double)measured->by_kind[ARENA_ACTS] / MIB,
          (double)(measured->by_kind[ARENA_OPTIM] + measured->by_kind[ARENA_GRADS]) / MIB, attention);
 }
 
@@ -123,7 +131,7 @@ static void close_inputs(struct inputs *in)
 
 static int print_plan(const struct config *cfg, int64_t vocab_size, int ranks, struct device *dev)
 {
-    struct comm comm = {.ranks = ranks, .local_ranks = ranks, .cores = 1};
+    struct comm comm = {.ranks = ranks, .local_ranks = ranks, .threads = 1};
     struct arena measure = arena_measure(dev);
     struct step step;
     TRY(step_layout(&step, cfg, vocab_size, dev, &comm, &measure));
@@ -163,7 +171,7 @@ static int choose_device(struct device *dev, const struct config *cfg, const str
     struct attention_case unknown = {.sequences = 1};
     const struct device_table *cuda = cuda_backend();
     enum attention_choice attention = (enum attention_choice)cfg->top.attention;
-    const int threads = cfg->run.threads > 0 ? (int)cfg->run.threads : comm->cores;
+    const int threads = cfg->run.threads > 0 ? (int)cfg->run.threads : comm->threads;
     const bool gpu = cfg->top.device == CHOOSE_CUDA || (cfg->top.device == CHOOSE_AUTO && cuda && cuda->count() > 0);
     if (gpu && cuda) {
         *dev = (struct device){.kind = DEVICE_CUDA, .table = cuda, .threads = threads};

@@ -5,7 +5,8 @@
 #include "arena.h"
 #include "comm.h"
 
-/* ERR_CONFIG when this node has too little free memory for its ranks, with what to change. Not collective. */
-int plan_check_memory(const struct arena *measured, int sharers);
+/* ERR_CONFIG when a rank's share of the device's free memory, which so many ranks share, or on a CPU of what control groups
+ * leave, is too small, with what to change. Not collective. */
+int plan_check_memory(const struct arena *measured, const struct comm *comm, int sharers);
 
 #endif

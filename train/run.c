@@ -62,25 +62,6 @@ int run_vocab(const struct config *cfg, const struct tokenizer *tokenizer, int64
     return 0;
 }
 
-static int open_device(struct device *dev, const struct config *cfg, struct comm *comm)
-{
-    char text[256];
-    const int threads = cfg->run.threads > 0 ? (int)cfg->run.threads : comm->cores;
-    TRY(device_choose(dev, (enum device_choice)cfg->top.device, threads, comm));
-    TRY(device_choose_product(dev, (enum product_choice)cfg->precision.product));
-    device_describe(dev, text, sizeof text);
-    log_info("device: %s a rank, %d rank%s, %d on this node%s", text, comm->ranks, comm->ranks == 1 ? "" : "s",
-             comm->local_ranks,
-             cfg->top.device == CHOOSE_AUTO && !cuda_backend() ? " (auto: this build has no CUDA backend)" : "");
-    if (cfg->run.threads == 0 && dev->kind == DEVICE_CPU) {
-        log_info("threads: %d a rank, of the %d cores that this rank may use%s", threads, comm->allowed_cores,
-                 comm->local_ranks == 1 && comm->ranks == 1 && comm->allowed_cores < comm->node_cores
-                     ? "; mpirun --bind-to none would give it all of the node"
-                     : "");
-    }
-    return 0;
-}
-
 /* What carries tensors between the ranks. Collective. */
 static int open_transport(struct run *run)
 {
@@ -156,7 +137,7 @@ static int open_memory(struct run *run)
     /* Ranks of a node share its memory; under MPI they may share a GPU's. */
     const bool shared = run->dev.kind == DEVICE_CPU || run->cfg->top.comm == COMM_MPI;
     const int devices = run->dev.table->count();
-    TRY(plan_check_memory(&measure, shared ? (run->comm->local_ranks + devices - 1) / devices : 1));
+    TRY(plan_check_memory(&measure, run->comm, shared ? (run->comm->local_ranks + devices - 1) / devices : 1));
     TRY(arena_open(&run->arena, &run->dev, measure.used));
     return step_layout(&run->step, run->cfg, run->vocab_size, &run->dev, run->comm, &run->arena);
 }
@@ -415,7 +396,7 @@ static int run_train(struct comm *comm, struct config *cfg)
     int rc = 0;
     struct run run = {.cfg = cfg, .comm = comm};
     run.saving = (struct saving){.cfg = cfg, .comm = comm, .step = &run.step, .metrics = &run.metrics, .saved = -1};
-    TRY_GOTO(comm_agree(comm, open_device(&run.dev, cfg, comm)), done);
+    TRY_GOTO(comm_agree(comm, device_start(&run.dev, cfg, comm)), done);
     TRY_GOTO(comm_agree(comm, open_transport(&run)), done);
     TRY_GOTO(comm_agree(comm, watched(&run, "the tokenizer and the shards of data", open_data)), done);
     TRY_GOTO(go_on(comm), done);

@@ -238,7 +238,7 @@ static int sample_run(struct sampling *s, struct comm *comm)
     TRY(ckpt_read_meta(s->ckpt, &s->meta));
     TRY(config_parse(s->cfg, s->ckpt, s->meta.config_yaml, strlen(s->meta.config_yaml)));
     TRY(open_tokenizer(s));
-    TRY(device_choose(&s->dev, s->options.device, comm->cores, comm));
+    TRY(device_choose(&s->dev, s->options.device, comm->threads, comm));
     TRY(encode_prompts(s, &longest));
     TRY(open_model(s, longest));
     TRY(list_drawable(s));

@@ -15,7 +15,7 @@ import sys
 MAX_LINES = 600
 # What each part of the house consists of (longest matching prefix wins), and on which parts it may stand.
 PARTS = {
-    "base": ["kernels/base/", "include/err.h", "include/log.h", "include/mix.h", "include/proc.h", "include/clock.h", "include/fs.h", "include/utf8.h", "include/path.h"],
+    "base": ["kernels/base/", "include/err.h", "include/log.h", "include/mix.h", "include/proc.h", "include/clock.h", "include/fs.h", "include/cgroup.h", "include/utf8.h", "include/path.h"],
     "kernels": ["kernels/", "include/tensor.h", "include/step_control.h", "include/ops.h", "include/ops.def", "include/arena.h"],
     "comm": ["comm/", "include/comm.h"],
     "config": ["train/config", "include/config.h", "include/options.def"],

@@ -6,11 +6,14 @@
 #include "comm.h"
 #include "err.h"
 
+#include "../../comm/cores.h"
+
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -291,6 +294,56 @@ static void test_slow_work(void **state)
     (void)fclose(said);
 }
 
+/* A machine of files, whose only control group has a quota of 1.5 processors and 1000 of 3000 bytes left. */
+static void make_machine(const char *root)
+{
+    static const char *const folders[] = {"proc", "proc/self", "cg"};
+    static const char *const files[][2] = {{"proc/self/cgroup", "0::/\n"},
+                                           {"proc/self/mountinfo", "1 0 0:1 / /cg rw - cgroup2 cgroup2 rw\n"},
+                                           {"cg/cpu.max", "150000 100000\n"},
+                                           {"cg/memory.max", "3000\n"},
+                                           {"cg/memory.current", "2000\n"}};
+    char path[128];
+    for (size_t i = 0; i < sizeof folders / sizeof *folders; i++) {
+        snprintf(path, sizeof path, "%s/%s", root, folders[i]);
+        assert_int_equal(mkdir(path, 0777), 0);
+    }
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+        snprintf(path, sizeof path, "%s/%s", root, files[i][0]);
+        FILE *file = fopen(path, "w");
+        assert_non_null(file);
+        assert_true(fputs(files[i][1], file) >= 0);
+        assert_int_equal(fclose(file), 0);
+    }
+}
+
+static void remove_machine(const char *root)
+{
+    char command[128];
+    snprintf(command, sizeof command, "rm -rf '%s'", root);
+    assert_int_equal(system(command), 0); // NOLINT(cert-env33-c): a path of our own
+}
+
+/* Ranks in one control group share what it leaves; each in its own has all of it. */
+static void test_limits(void **state)
+{
+    struct comm *comm = comm_of(state), own = *comm, shared = *comm;
+    char root[] = "/tmp/tatara-comm-XXXXXX", first[sizeof root];
+    assert_non_null(mkdtemp(root));
+    make_machine(root);
+    memcpy(first, root, sizeof root);
+    assert_int_equal(comm_bcast(comm, first, sizeof first, 0), 0);
+    assert_int_equal(cores_count(&own, MPI_COMM_WORLD, root), 0);
+    assert_int_equal(cores_count(&shared, MPI_COMM_WORLD, first), 0);
+    assert_int_equal(comm_barrier(comm), 0);
+    remove_machine(root);
+    assert_true(own.limits.cpus == 1.5 && own.limits.memory_bytes == 1001 && own.limits.memory_limit_bytes == 3000);
+    assert_true(own.threads == (comm->core_share < 2 ? 1 : 2));
+    assert_true(shared.limits.cpus == 1.5 / comm->ranks &&
+                shared.limits.memory_bytes == 1000 / (uint64_t)comm->ranks + 1);
+    assert_int_equal(shared.threads, comm->ranks > 1 || comm->core_share < 2 ? 1 : 2);
+}
+
 int main(int argc, char **argv)
 {
     struct comm comm;
@@ -310,6 +363,7 @@ int main(int argc, char **argv)
         cmocka_unit_test_prestate(test_bcast, &comm),      cmocka_unit_test_prestate(test_gather, &comm),
         cmocka_unit_test_prestate(test_all_gather, &comm), cmocka_unit_test_prestate(test_agree, &comm),
         cmocka_unit_test_prestate(test_accounting, &comm), cmocka_unit_test_prestate(test_slow_work, &comm),
+        cmocka_unit_test_prestate(test_limits, &comm),
     };
     const int failed = cmocka_run_group_tests_name("comm", tests, NULL, NULL);
     if (failed != 0) comm_abort(&comm, 1);

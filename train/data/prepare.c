@@ -436,7 +436,7 @@ int prepare_command(struct comm *comm, int argc, char **argv)
                         .format = "auto",
                         .valid_fraction = 0.01,
                         .max_document_bytes = 8 << 20,
-                        .threads = comm->cores};
+                        .threads = comm->threads};
     struct arg args[OPTIONS];
     int inputs = 0;
     describe_options(&o, args);
