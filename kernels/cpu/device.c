@@ -1,6 +1,7 @@
 /* The CPU device: host memory, and the table of ops made from ops.def. Ops run to their end before they return, so
  * upload, download and sync have nothing to wait for. */
 #define _DEFAULT_SOURCE /* for madvise */
+#include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -23,6 +24,7 @@ static int device_open_cpu(struct device *dev, int index)
         free(state);
         return rc;
     }
+    omp_set_num_threads(state->threads); /* for the loops of this thread outside the ops, such as initial weights */
     dev->state = state;
     return 0;
 }

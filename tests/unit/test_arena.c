@@ -1,4 +1,5 @@
 /* The arena: what the measuring pass counts is what the taking pass takes, aligned, zeroed and not overlapping. */
+#include <omp.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -94,6 +95,13 @@ static void test_too_large(void **state)
     err_clear();
 }
 
+/* What computes beside the ops keeps to the device's threads too. */
+static void test_threads(void **state)
+{
+    (void)state;
+    assert_int_equal(omp_get_max_threads(), 3);
+}
+
 int main(void)
 {
     struct device dev;
@@ -103,6 +111,7 @@ int main(void)
         cmocka_unit_test_prestate(test_shapes, &dev),
         cmocka_unit_test_prestate(test_large_memory_is_zero, &dev),
         cmocka_unit_test_prestate(test_too_large, &dev),
+        cmocka_unit_test(test_threads),
     };
     const int failed = cmocka_run_group_tests(tests, NULL, NULL);
     device_close(&dev);
