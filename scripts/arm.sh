@@ -22,10 +22,10 @@ done
 [[ $(id -u) -eq 0 ]] || missing "debootstrap needs root"
 
 # Debian's libraries for Arm, unpacked and not set up: nothing of them runs before the tests.
-if [[ ! -e $root/unpacked ]]; then
+packages=$(scripts/install.sh --list build test | grep -E '^(lib|zlib).*-dev$' | grep -v libomp-dev | paste -sd,)
+if [[ $(cat "$root/unpacked" 2>/dev/null) != "$packages" ]]; then
     # shellcheck source=/dev/null
     suite=$(. /etc/os-release && echo "$VERSION_CODENAME")
-    packages=$(scripts/install.sh --list build test | grep -E '^(lib|zlib).*-dev$' | grep -v libomp-dev | paste -sd,)
     rm -rf "$root"
     mkdir -p "$out"
     debootstrap --arch=arm64 --foreign --variant=minbase --include="$packages" "$suite" "$root" >"$out/debootstrap.log" || {
@@ -35,7 +35,7 @@ if [[ ! -e $root/unpacked ]]; then
     for package in "$root"/var/cache/apt/archives/*.deb; do
         dpkg -x "$package" "$root"
     done
-    touch "$root/unpacked"
+    echo "$packages" >"$root/unpacked"
 fi
 
 lib=$root/usr/lib/$triple
