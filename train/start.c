@@ -10,7 +10,8 @@
  *   FOLDER              no checkpoint                              from FOLDER
  *   FOLDER              checkpoints, the newest of the same word   from the newest that verifies
  *   FOLDER, elsewhere   other checkpoints                          from the newest that verifies; FOLDER is passed over
- *   FOLDER, in run.dir  FOLDER as the newest                       from FOLDER
+ *   FOLDER, not there   other checkpoints                          not: refused
+ *   FOLDER, in run.dir  none newer that verifies                   from FOLDER
  *   FOLDER, in run.dir  newer ones, which are not of this word     not: refused
  *
  * So FOLDER counts until the run has a checkpoint of its own, and the same command always goes on; a checkpoint is "of the
@@ -25,6 +26,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 enum start start_choose(const struct start_facts *facts)
 {
@@ -36,8 +38,9 @@ enum start start_choose(const struct start_facts *facts)
         return facts->same_job ? START_NEWEST : START_REFUSED;
     case RESUME_FOLDER:
     default:
-        if (!facts->own || (facts->inside && facts->newest)) return START_FOLDER;
-        return facts->offspring || !facts->inside ? START_NEWEST : START_REFUSED;
+        if (facts->own && facts->offspring) return START_NEWEST;
+        if (!facts->own || !facts->there || (facts->inside && facts->latest)) return START_FOLDER;
+        return facts->inside ? START_REFUSED : START_NEWEST;
     }
 }
 
@@ -55,6 +58,17 @@ static bool lies_in(const char *folder, const char *run_dir)
     char path[CKPT_PATH_MAX];
     snprintf(path, sizeof path, "%s", folder);
     return same_file(dirname(path), run_dir);
+}
+
+/* Whether checkpoint a is of a later step than b, by their folders' names. */
+static bool is_newer(const char *a, const char *b)
+{
+    char path[2][CKPT_PATH_MAX];
+    snprintf(path[0], sizeof path[0], "%s", a);
+    snprintf(path[1], sizeof path[1], "%s", b);
+    const char *x = basename(path[0]), *y = basename(path[1]);
+    const size_t n = strlen(x), m = strlen(y);
+    return n != m ? n > m : strcmp(x, y) > 0;
 }
 
 /* Whether the checkpoint came of a start with the same checkpoint.resume. */
@@ -81,13 +95,13 @@ static int look(const struct saving *saving, const char *newest, struct start_fa
     if (facts->resume != RESUME_FOLDER || !facts->own) return 0;
     const bool whole = same_file(word, saving->cfg->run.dir); /* the run itself: its newest */
     facts->inside = whole || lies_in(word, saving->cfg->run.dir);
-    facts->newest = whole || same_file(word, newest);
+    facts->there = access(word, F_OK) == 0;
+    facts->latest = whole || !is_newer(newest, word);
     return is_offspring(newest, word, &facts->offspring);
 }
 
 static int refuse(const struct saving *saving, const char *newest)
 {
-    char folder[CKPT_PATH_MAX];
     const struct config *cfg = saving->cfg;
     if (strcmp(cfg->checkpoint.resume, "never") == 0) {
         FAIL(ERR_CONFIG,
@@ -96,7 +110,6 @@ static int refuse(const struct saving *saving, const char *newest)
              "with another",
              newest);
     }
-    TRY(ckpt_choose(cfg->checkpoint.resume, folder)); /* else it is not there, which is what is wrong */
     FAIL(ERR_CONFIG,
          "checkpoint.resume is %s, but %s has later checkpoints, up to %s, which a run from there would meet again; "
          "choose "
@@ -132,7 +145,7 @@ static int find_checkpoint(struct saving *saving, char folder[CKPT_PATH_MAX])
         return 0;
     case START_FOLDER:
         memcpy(folder, from, CKPT_PATH_MAX);
-        return facts.newest ? 0 : ckpt_verify(comm, folder);
+        return ckpt_verify(comm, folder);
     case START_REFUSED:
         return comm_agree(comm, comm->rank == 0 ? refuse(saving, newest) : 0);
     case START_ANEW:

@@ -13,7 +13,8 @@ struct start_facts {
     bool same_job;  /* the attempt before was one of this job or chain */
     bool offspring; /* RESUME_FOLDER: the newest of run.dir came of the same checkpoint.resume */
     bool inside;    /* RESUME_FOLDER: it lies in run.dir */
-    bool newest;    /* RESUME_FOLDER: it is the newest there */
+    bool latest;    /* RESUME_FOLDER: no checkpoint that verifies there is newer */
+    bool there;     /* RESUME_FOLDER: it exists */
 };
 enum start { START_ANEW, START_NEWEST, START_FOLDER, START_REFUSED };
 /* The rule, of which start.c's head has the table. */

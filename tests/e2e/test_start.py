@@ -25,6 +25,7 @@ class Rule(lib.Case):
         ("folder elsewhere, of this word", "same", "{other}/step-00000002", 4, ""),
         ("folder elsewhere, other checkpoints", "both", "{other}/step-00000002", 4, "is passed over"),
         ("folder gone, of this word", "same", "{other}/gone", 4, ""),
+        ("folder gone, other checkpoints", "both", "{other}/gone", ["gone"], ""),
         ("folder gone, nothing there", "none", "{other}/gone", ["gone"], ""),
         ("folder inside, the newest", "both", "{run}/step-00000004", 4, ""),
         ("the run itself", "both", "{run}", 4, ""),
@@ -32,6 +33,7 @@ class Rule(lib.Case):
         ("folder inside, not there", "both", "{run}/step-00000005", ["step-00000005 is neither a checkpoint"], ""),
         ("folder inside, newer ones moved away", "first", "{run}/step-00000002", 2, ""),
         ("folder inside, newer ones of this word", "same", "{run}/step-00000002", 4, ""),
+        ("folder inside, itself damaged", "damaged", "{run}/step-00000004", ["step-00000004/rank-00000.h5", "damaged"], ""),
         ("folder inside, newer ones damaged", "damaged", "{run}/step-00000002", 2, "passed over"),
     ]
 
