@@ -100,7 +100,7 @@ class Process:
             file.seek(0)
             texts.append(file.read().decode("utf-8", "replace"))
         status = self.popen.returncode
-        if status and self.left.exists():  # Hydra mixes the statuses of all ranks into one
+        if status is not None and self.left.exists():  # Hydra mixes the statuses of all ranks into one, or loses them
             status = int(self.left.read_text())
         return Result(status, *texts, time.monotonic() - self.began)
 
