@@ -74,7 +74,7 @@ static int64_t tokenizer_bytes(const struct config *cfg)
 
 /* The run's files that are on this machine, and what they say. */
 struct inputs {
-    struct config *here; /* the configuration without the files that are not */
+    struct config *here; /* the caller's: the configuration without the files that are not */
     struct tokenizer *tokenizer;
     struct loader *train, *valid;
     int64_t vocab_size;
@@ -101,8 +101,6 @@ static int open_inputs(struct inputs *in, const struct config *cfg, int ranks)
 {
     uint64_t id = 0;
     in->vocab_size = cfg->model.vocab_size;
-    in->here = malloc(sizeof *in->here);
-    if (!in->here) FAIL(ERR_SYSTEM, "out of memory for the configuration");
     *in->here = *cfg;
     const char *model = cfg->data.tokenizer;
     /* Without vocab_size there is no plan without the tokenizer, and without either no configuration. */
@@ -126,7 +124,6 @@ static void close_inputs(struct inputs *in)
     loader_close(in->valid);
     loader_close(in->train);
     tokenizer_close(in->tokenizer);
-    free(in->here);
 }
 
 static int print_plan(const struct config *cfg, int64_t vocab_size, int ranks, struct device *dev)
@@ -213,7 +210,6 @@ int plan_command(struct comm *comm, int argc, char **argv)
 {
     int rc = 0;
     long ranks = 1;
-    struct inputs in = {.vocab_size = 0};
     struct device dev = {.kind = DEVICE_CPU};
     struct config *cfg = NULL;
     char **words = NULL;
@@ -226,8 +222,9 @@ int plan_command(struct comm *comm, int argc, char **argv)
     if (argc < 1 || argv[0][0] == '-')
         FAIL(ERR_USAGE, "tatara plan needs a configuration file%s%s; see `tatara plan --help`",
              argc > 0 ? ", not " : "", argc > 0 ? argv[0] : "");
-    cfg = calloc(1, sizeof *cfg);
+    cfg = calloc(2, sizeof *cfg); /* and room for a part of it */
     words = calloc((size_t)argc, sizeof *words);
+    struct inputs in = {.here = cfg + 1};
     if (!cfg || !words) FAIL_GOTO(done, ERR_SYSTEM, "out of memory for the configuration");
     for (int i = 1; i < argc; i++) {
         if (strncmp(argv[i], "ranks=", 6) != 0) {

@@ -61,7 +61,8 @@ static void first_line(const char *path, char text[FIELD_MAX])
     text[strcspn(text, "\n")] = '\0';
 }
 
-/* "123 456789": the process and when it started, in the kernel's ticks since boot; "" when there is none of this id. */
+/* "123 456789": the process and when it started, in the kernel's ticks since boot; "" when there is none of this id, or one
+ * that has ended and that its parent has not seen to. */
 static void describe_process(long pid, char text[FIELD_MAX])
 {
     char path[FIELD_MAX], line[1024] = "";
@@ -73,6 +74,7 @@ static void describe_process(long pid, char text[FIELD_MAX])
     if (file) (void)fclose(file);
     /* The name, in parentheses, may hold anything; the start time is the 20th field after it. */
     const char *at = read ? strrchr(line, ')') : NULL;
+    if (at && at[1] == ' ' && (at[2] == 'Z' || at[2] == 'X')) return;
     for (int i = 0; at && i < 20; i++)
         at = strchr(at + 1, ' ');
     if (at && sscanf(at, "%llu", &start) == 1) snprintf(text, FIELD_MAX, "%ld %llu", pid, start);
@@ -301,18 +303,23 @@ static double seconds_between(struct timespec from, struct timespec to)
     return (double)(to.tv_sec - from.tv_sec) + 1e-9 * (double)(to.tv_nsec - from.tv_nsec);
 }
 
+/* Whether its process was on this node and is there no more. */
+static bool is_gone(const struct claim *claim)
+{
+    char process[FIELD_MAX];
+    const struct owner *before = &claim->before;
+    if (!before->place[0] || strcmp(before->place, claim->self.place) != 0) return false;
+    describe_process(strtol(before->process, NULL, 10), process);
+    return strcmp(process, before->process) != 0;
+}
+
 /* What needs no waiting for. */
 static void decide_at_once(struct claim *claim, bool takeover)
 {
-    char process[FIELD_MAX];
     const struct owner *before = &claim->before, *self = &claim->self;
-    const bool same_place = before->place[0] && strcmp(before->place, self->place) == 0;
-    if (same_place) describe_process(strtol(before->process, NULL, 10), process);
     if (before->job[0] && strcmp(before->job, NO_JOB) != 0 && strcmp(before->job, self->job) == 0) {
         claim->why = "an earlier attempt of this job";
-    } else if (same_place && strcmp(process, before->process) != 0) {
-        claim->why = "its process is gone";
-    } else if (same_place && strcmp(self->process, before->process) == 0) {
+    } else if (strcmp(self->process, before->process) == 0 && strcmp(self->place, before->place) == 0) {
         claim->why = "this process itself";
     } else if (takeover) {
         claim->why = "run.takeover says so";
@@ -329,6 +336,10 @@ static int look(struct claim *claim, enum verdict *verdict)
     if (stat(path, &info) != 0) {
         if (errno != ENOENT) FAIL(ERR_SYSTEM, "%s: cannot be looked at: %s", path, strerror(errno));
         claim->why = "it has ended";
+        return 0;
+    }
+    if (is_gone(claim)) {
+        claim->why = "its process is gone";
         return 0;
     }
     if (claim->seen_s == 0) {
