@@ -71,6 +71,7 @@ static int count_members(const uint64_t *ids, int ranks, uint64_t id)
     int members = 0;
     for (int i = 0; i < ranks * CGROUP_LEVELS; i++)
         members += ids[i] == id;
+    ASSERT(members > 0); /* the asking rank is one */
     return members;
 }
 

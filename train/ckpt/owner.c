@@ -66,7 +66,6 @@ static void first_line(const char *path, char text[FIELD_MAX])
 static void describe_process(long pid, char text[FIELD_MAX])
 {
     char path[FIELD_MAX], line[1024] = "";
-    unsigned long long start = 0;
     text[0] = '\0';
     snprintf(path, sizeof path, "/proc/%ld/stat", pid);
     FILE *file = fopen(path, "r");
@@ -77,7 +76,7 @@ static void describe_process(long pid, char text[FIELD_MAX])
     if (at && at[1] == ' ' && (at[2] == 'Z' || at[2] == 'X')) return;
     for (int i = 0; at && i < 20; i++)
         at = strchr(at + 1, ' ');
-    if (at && sscanf(at, "%llu", &start) == 1) snprintf(text, FIELD_MAX, "%ld %llu", pid, start);
+    if (at) snprintf(text, FIELD_MAX, "%ld %llu", pid, strtoull(at, NULL, 10));
 }
 
 /* Text for one line of OWNER or for a file's name. */
