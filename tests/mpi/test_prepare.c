@@ -394,9 +394,31 @@ static void folders_of_others_are_left_alone(void **state)
     assert_int_equal(PREPARE(out, "--overwrite", input), ERR_USAGE);
     assert_says("thesis.txt");
     assert_true(exists(in_folder("there/thesis.txt")));
-    assert_int_equal(PREPARE(in_folder("nest"), "--valid-out", in_folder("nest/valid"), input), ERR_USAGE);
-    assert_int_equal(comm_barrier(&comm), 0); /* rank 0 removes what it made after the others know of the error */
-    assert_false(exists(in_folder("nest.partial")));
+    if (comm.rank == 0) {
+        assert_int_equal(mkdir(in_folder("real"), 0777), 0);
+        assert_int_equal(symlink("real", in_folder("link")), 0);
+        assert_int_equal(symlink("nowhere", in_folder("dangling")), 0);
+    }
+    assert_int_equal(comm_barrier(&comm), 0);
+    assert_int_equal(PREPARE(in_folder("link"), input), 0);
+    assert_int_equal(PREPARE(in_folder("link/"), "--overwrite", input), 0);
+    assert_true(exists(in_folder("real/dataset.json")));
+    assert_int_equal(PREPARE(in_folder("dangling"), input), ERR_USAGE);
+    assert_says("dangling");
+    assert_int_equal(PREPARE("", input), ERR_USAGE);
+    static const char *const pairs[][3] = {
+        {"sx", "sx", "same folder"},         {"sx", "sx/", "same folder"},
+        {"sx", "./sx", "same folder"},       {"sx", "none/..//sx/.", "same folder"},
+        {"link", "real", "same folder"},     {"real/sx", "link/sx", "same folder"},
+        {"sx", "sx/valid", "side by side"},  {"link/sx", "real", "side by side"},
+        {"sx", "sx.partial", "side by side"}};
+    for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++) {
+        const char *const one = in_folder(pairs[i][0]), *const other = in_folder(pairs[i][1]);
+        assert_int_equal(PREPARE(one, "--overwrite", "--valid-out", other, input), ERR_USAGE);
+        assert_says(pairs[i][2]);
+        assert_int_equal(PREPARE(other, "--overwrite", "--valid-out", one, input), ERR_USAGE);
+    }
+    assert_false(exists(in_folder("sx")) || exists(in_folder("sx.partial")));
 }
 
 static void wrong_words_are_refused(void **state)
@@ -408,6 +430,8 @@ static void wrong_words_are_refused(void **state)
     assert_int_equal(PREPARE(out, "--shard-tokens", "many", input), ERR_USAGE);
     assert_says("--shard-tokens");
     assert_int_equal(PREPARE(out, "--documents", "page", input), ERR_USAGE);
+    assert_int_equal(PREPARE(out, "--valid-fraction", "0.1", input), ERR_USAGE);
+    assert_says("--valid-out");
     assert_int_equal(PREPARE(out, "--overwrite"), ERR_USAGE);
     assert_says("INPUT");
     assert_int_equal(PREPARE(out, in_folder("nowhere*.jsonl")), ERR_DATA);

@@ -1,4 +1,5 @@
 /* The folder that `tatara prepare` writes (see output.h). */
+#define _XOPEN_SOURCE 700 /* realpath */
 #include "data/output.h"
 
 #include "data/dataset.h"
@@ -14,16 +15,65 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+/* The path from the root, without links, "." and ".."; its last parts need not be there. The caller frees *path. */
+static int resolve(char **path, const char *folder)
+{
+    int rc = 0;
+    char *rest = NULL, *const parts = strdup(folder);
+    *path = realpath(*folder == '/' ? "/" : ".", NULL);
+    if (!parts || !*path) FAIL_GOTO(done, ERR_SYSTEM, "cannot find the folder of %s: %s", folder, strerror(errno));
+    for (const char *part = strtok_r(parts, "/", &rest); part; part = strtok_r(NULL, "/", &rest)) {
+        char *joined = NULL;
+        if (strcmp(part, ".") == 0) continue;
+        if (strcmp(part, "..") == 0) {
+            char *const slash = strrchr(*path, '/');
+            slash[slash == *path] = '\0';
+            continue;
+        }
+        TRY_GOTO(path_join(&joined, strcmp(*path, "/") == 0 ? "" : *path, part), done);
+        free(*path);
+        *path = realpath(joined, NULL);
+        if (*path) {
+            free(joined);
+        } else {
+            *path = joined;
+        }
+    }
+done:
+    free(parts);
+    return rc;
+}
+
 int output_name(struct output *output, const char *folder)
 {
-    *output = (struct output){.final = strdup(folder)};
-    if (!output->final) FAIL(ERR_SYSTEM, "out of memory");
-    for (size_t n = strlen(folder); n > 1 && output->final[n - 1] == '/'; n--)
-        output->final[n - 1] = '\0';
+    *output = (struct output){.final = NULL};
+    if (*folder == '\0')
+        FAIL(ERR_USAGE, "the name of a folder to make is empty: is a variable of the shell not set?");
+    TRY(resolve(&output->final, folder));
     const size_t bytes = strlen(output->final) + sizeof ".partial";
     output->partial = malloc(bytes);
     if (!output->partial) FAIL(ERR_SYSTEM, "out of memory");
     (void)snprintf(output->partial, bytes, "%s.partial", output->final);
+    return 0;
+}
+
+/* Is the path that of the folder, or of what lies in it? */
+static bool is_within(const char *path, const char *folder)
+{
+    const size_t bytes = strlen(folder);
+    return strncmp(path, folder, bytes) == 0 && (path[bytes] == '\0' || path[bytes] == '/');
+}
+
+int output_check_apart(const struct output *out, const struct output *valid)
+{
+    if (strcmp(out->final, valid->final) == 0) {
+        FAIL(ERR_USAGE, "--out and --valid-out are the same folder, %s; give two", out->final);
+    }
+    if (is_within(valid->final, out->final) || is_within(out->final, valid->final) ||
+        strcmp(valid->final, out->partial) == 0 || strcmp(out->final, valid->partial) == 0) {
+        FAIL(ERR_USAGE, "--out %s and --valid-out %s are in each other's way; give two that lie side by side",
+             out->final, valid->final);
+    }
     return 0;
 }
 
@@ -80,6 +130,10 @@ int output_check(const struct output *output, bool overwrite)
     const char *folder = output->final;
     const char *foreign = NULL;
     struct path_list names = {.path = NULL};
+    struct stat st;
+    if (lstat(folder, &st) == 0 && S_ISLNK(st.st_mode)) {
+        FAIL(ERR_USAGE, "--out %s: a link to what is not there; make that folder, or remove the link", folder);
+    }
     TRY_GOTO(list_folder(folder, &names, &foreign), done);
     if (foreign) {
         FAIL_GOTO(done, ERR_USAGE,

@@ -17,8 +17,10 @@ struct output {
     bool begun;
 };
 
-/* Names the folders. Called by all ranks. */
+/* Names the folders, links followed. Called by all ranks. */
 int output_name(struct output *output, const char *folder);
+/* ERR_USAGE when both are one folder, however they are written, or one lies in the other. Called by all ranks. */
+int output_check_apart(const struct output *out, const struct output *valid);
 /* ERR_USAGE when something is in the folder that may not be replaced. */
 int output_check(const struct output *output, bool overwrite);
 /* Makes the unfinished folder, after removing what a killed run left of it. */

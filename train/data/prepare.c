@@ -20,12 +20,14 @@
 #define SHARD_TOKENS_MAX ((int64_t)1 << 28)
 #define USUAL_BYTES_PER_TOKEN 4
 
+#define VALID_FRACTION 0.01
+
 struct options {
     const char *tokenizer, *out, *valid_out, *source, *licence, *language, *documents, *eos_piece;
     const char *key[FIELDS]; /* NULL: the usual ones */
     const char *format;
     struct source_rules files;
-    double valid_fraction;
+    double valid_fraction; /* negative: not given */
     int64_t max_document_bytes, shard_tokens, threads;
     bool bos, overwrite, help;
 };
@@ -122,7 +124,7 @@ static int find_inputs(struct prepare_work *work, struct options *o, int inputs,
     return source_settle(work->list, &o->files);
 }
 
-static int check_options(const struct options *o, int inputs)
+static int check_options(struct options *o, int inputs)
 {
     const char *const labels[] = {o->source ? o->source : "", o->licence, o->language};
     for (int l = 0; l < 3; l++) {
@@ -132,9 +134,11 @@ static int check_options(const struct options *o, int inputs)
     }
     const char *missing = !o->tokenizer ? "--tokenizer FILE" : !o->out ? "--out DIR" : inputs == 0 ? "INPUT" : NULL;
     if (missing) FAIL(ERR_USAGE, "%s is missing; see `tatara prepare --help`", missing);
-    if (o->valid_out && strcmp(o->valid_out, o->out) == 0) {
-        FAIL(ERR_USAGE, "--out and --valid-out are the same folder, %s; give two", o->out);
+    if (!o->valid_out && o->valid_fraction >= 0) {
+        FAIL(ERR_USAGE, "--valid-fraction %g holds documents out for --valid-out DIR, which is missing",
+             o->valid_fraction);
     }
+    if (o->valid_out && o->valid_fraction < 0) o->valid_fraction = VALID_FRACTION;
     if (o->valid_out && !(o->valid_fraction > 0 && o->valid_fraction < 1)) {
         FAIL(ERR_USAGE, "--valid-fraction %g: with --valid-out it lies between 0 and 1", o->valid_fraction);
     }
@@ -166,7 +170,10 @@ static int plan_work(struct prepare_work *work, struct options *o, struct output
 {
     TRY(check_options(o, inputs));
     TRY(output_name(&outputs[0], o->out));
-    if (o->valid_out) TRY(output_name(&outputs[1], o->valid_out));
+    if (o->valid_out) {
+        TRY(output_name(&outputs[1], o->valid_out));
+        TRY(output_check_apart(&outputs[0], &outputs[1]));
+    }
     TRY(tokenizer_open(&work->tokenizer, o->tokenizer));
     int32_t bos = -1, eos = -1;
     TRY(find_marks(work->tokenizer, o, &bos, &eos));
@@ -211,7 +218,7 @@ static int begin_outputs(struct output *outputs, bool overwrite)
         TRY(output_check(&outputs[side], overwrite));
         TRY(output_begin(&outputs[side]));
     }
-    return output_check(&outputs[0], overwrite); /* the second must not lie within the first */
+    return 0;
 }
 
 /* Lets the other ranks know that this one failed, so that they stop soon. */
@@ -434,7 +441,7 @@ int prepare_command(struct comm *comm, int argc, char **argv)
                         .language = "unknown",
                         .documents = "file",
                         .format = "auto",
-                        .valid_fraction = 0.01,
+                        .valid_fraction = -1,
                         .max_document_bytes = 8 << 20,
                         .threads = comm->threads};
     struct arg args[OPTIONS];
