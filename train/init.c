@@ -6,6 +6,7 @@
 #include "config.h"
 #include "data/args.h"
 #include "data/dataset.h"
+#include "data/overlap.h"
 #include "data/shard.h"
 #include "data/tokenizer.h"
 #include "err.h"
@@ -52,6 +53,7 @@ struct facts {
     int sets;
     char **set;
     struct amount *train, valid; /* train[sets] */
+    struct overlap overlap;      /* of the shards of all of them */
     int64_t tokens, vocab_size;
     double params_wanted; /* 0: as many as suits the data */
     int ranks;
@@ -122,7 +124,8 @@ static int size_parse(double *params, const char *text)
     return 0;
 }
 
-static int amount_read(struct amount *amount, const char *path, const struct tokenizer *tokenizer, const char *model)
+static int amount_read(struct facts *facts, struct amount *amount, const char *path,
+                       const struct tokenizer *tokenizer)
 {
     int rc = 0;
     struct path_list shards = {.path = NULL};
@@ -135,8 +138,9 @@ static int amount_read(struct amount *amount, const char *path, const struct tok
         const struct shard_info *info = shard_get_info(shard);
         if (info->tokenizer_id != tokenizer_id(tokenizer)) {
             FAIL_GOTO(done, ERR_DATA, "%s was not made with the tokenizer %s: give the one that made it",
-                      shards.path[i], model);
+                      shards.path[i], facts->o.tokenizer);
         }
+        TRY_GOTO(overlap_add(&facts->overlap, shard, amount == &facts->valid), done);
         amount->shard_tokens[i] = (int64_t)info->tokens;
         amount->tokens += (int64_t)info->tokens;
         shard_close(shard);
@@ -174,15 +178,17 @@ static int facts_read(struct facts *facts)
     TRY_GOTO(tokenizer_open(&tokenizer, facts->o.tokenizer), done);
     facts->vocab_size = tokenizer_vocab_size(tokenizer);
     for (int i = 0; i < facts->sets; i++) {
-        TRY_GOTO(amount_read(&facts->train[i], facts->set[i], tokenizer, facts->o.tokenizer), done);
+        TRY_GOTO(amount_read(facts, &facts->train[i], facts->set[i], tokenizer), done);
         TRY_GOTO(check_amount(&facts->train[i], facts->set[i], "prepare more text"), done);
         facts->tokens += facts->train[i].tokens;
     }
-    if (!facts->o.valid) goto done;
-    TRY_GOTO(amount_read(&facts->valid, facts->o.valid, tokenizer, facts->o.tokenizer), done);
-    TRY_GOTO(check_amount(&facts->valid, facts->o.valid,
-                          "hold out more (prepare's --valid-fraction), or leave --valid out"),
-             done);
+    if (facts->o.valid) {
+        TRY_GOTO(amount_read(facts, &facts->valid, facts->o.valid, tokenizer), done);
+        TRY_GOTO(check_amount(&facts->valid, facts->o.valid,
+                              "hold out more (prepare's --valid-fraction), or leave --valid out"),
+                 done);
+    }
+    rc = overlap_check(&facts->overlap);
 done:
     tokenizer_close(tokenizer);
     return rc;
@@ -572,6 +578,7 @@ done:
     for (int i = 0; facts.train && i < facts.sets; i++)
         free(facts.train[i].shard_tokens);
     free(facts.valid.shard_tokens);
+    overlap_free(&facts.overlap);
     free(facts.train);
     free(cfg);
     return rc;

@@ -4,6 +4,7 @@
 #include "ckpt/ckpt.h"
 #include "clock.h"
 #include "data/loader.h"
+#include "data/overlap.h"
 #include "data/shard.h"
 #include "data/tokenizer.h"
 #include "device.h"
@@ -91,6 +92,19 @@ done:
     return rc;
 }
 
+/* Either may be NULL. */
+static int check_overlap(const struct loader *train, const struct loader *valid)
+{
+    int rc = 0;
+    struct overlap overlap = {.uses = {.data = NULL}};
+    if (train) TRY_GOTO(loader_add_shards(train, &overlap), done);
+    if (valid) TRY_GOTO(loader_add_shards(valid, &overlap), done);
+    rc = overlap_check(&overlap);
+done:
+    overlap_free(&overlap);
+    return rc;
+}
+
 int run_open_loaders(const struct config *cfg, int rank, int ranks, int64_t vocab_size, uint64_t tokenizer_id,
                      struct loader **train, struct loader **valid)
 {
@@ -109,7 +123,8 @@ int run_open_loaders(const struct config *cfg, int rank, int ranks, int64_t voca
     options.sets = &cfg->data.valid;
     options.like = cfg->data.train.n > 0 ? loader_shard_info(*train) : NULL;
     options.sequential = true;
-    return cfg->data.valid.n > 0 ? loader_open(valid, &options) : 0;
+    if (cfg->data.valid.n > 0) TRY(loader_open(valid, &options));
+    return check_overlap(*train, *valid);
 }
 
 /* Data, and what the model needs to know of it. Not collective. */

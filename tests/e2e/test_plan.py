@@ -63,6 +63,10 @@ class Refusals(lib.Case):
         damaged = self.dir / "damaged"
         shutil.copytree(lib.train_shards(), damaged)
         os.truncate(next(damaged.glob("*.h5")), 5000)
+        train, link, copy = lib.train_shards(), self.dir / "link", self.dir / "copy.h5"
+        shard = next(train.glob("*.h5"))
+        link.symlink_to(train)
+        shutil.copy(shard, copy)
         for words, status in (
             (["data.train=[]"], "config"),
             (["model.vocab_size=256"], "config"),
@@ -72,6 +76,8 @@ class Refusals(lib.Case):
             ([f"data.train=[{{path: {empty}}}]"], "data"),
             ([f"data.train=[{{path: {damaged}}}]"], "data"),
             ([f"data.valid=[{{path: {self.config()[0]}}}]"], "data"),
+            *(([f"data.valid=[{{path: {path}}}]"], "config") for path in (f"{train}/", f"{train}/.", link, shard, copy)),
+            *(([f"data.train=[{{path: {train}}}, {{path: {path}}}]"], "config") for path in (f"{train}/", copy)),
             (["model.seq_len=65536"], "data"),
             (["model.heads=3"], "config"),
             (["optim.lr=fast"], "config"),

@@ -254,8 +254,9 @@ class Fidelity(lib.Case):
         report = json.loads((lib.train_shards() / "dataset.json").read_text())
         self.assertEqual(report["sentencepiece"], version.stdout.strip())
         other = self.dir / "other"
-        shutil.copytree(lib.train_shards(), other)
-        (other / "dataset.json").write_text(json.dumps({**report, "sentencepiece": "0.2.3"}))
+        shutil.copytree(lib.valid_shards(), other)
+        listed = json.loads((other / "dataset.json").read_text())
+        (other / "dataset.json").write_text(json.dumps({**listed, "sentencepiece": "0.2.3"}))
         self.assertIn("SentencePiece 0.2.3", lib.tatara(["data", "show", other]).stdout)
         data = f"data.train=[{{path: {lib.train_shards()}}}, {{path: {other}}}]"
         config, _ = self.config()

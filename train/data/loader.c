@@ -11,6 +11,7 @@
 
 #include "clock.h"
 #include "data/dataset.h"
+#include "data/overlap.h"
 #include "data/sampler.h"
 #include "data/search.h"
 #include "data/shard.h"
@@ -414,6 +415,16 @@ uint64_t loader_fingerprint(const struct loader *loader, int d)
     for (int i = 0; i < dataset->shards; i++)
         hash = mix64(hash ^ mix64(shard_fingerprint(dataset->shard[i])));
     return hash;
+}
+
+int loader_add_shards(const struct loader *loader, struct overlap *overlap)
+{
+    for (int d = 0; d < loader->datasets; d++) {
+        const struct dataset *dataset = &loader->dataset[d];
+        for (int i = 0; i < dataset->shards; i++)
+            TRY(overlap_add(overlap, dataset->shard[i], loader->options.sequential));
+    }
+    return 0;
 }
 
 double loader_take_wait_s(struct loader *loader)

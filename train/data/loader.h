@@ -8,6 +8,7 @@
 #include "config.h"
 
 struct loader;
+struct overlap;
 struct shard_info;
 
 struct loader_options {
@@ -54,6 +55,8 @@ int64_t loader_tokens(const struct loader *loader);
 int64_t loader_sequences(const struct loader *loader);
 /* A hash of all that is in the d-th set, wherever it lies: its shards' contents, in their order. */
 uint64_t loader_fingerprint(const struct loader *loader, int d);
+/* Adds the loader's shards to those of the run: held out where the loader is sequential. */
+int loader_add_shards(const struct loader *loader, struct overlap *overlap);
 /* Seconds that loader_next has waited since the last call. */
 double loader_take_wait_s(struct loader *loader);
 void loader_close(struct loader *loader);
