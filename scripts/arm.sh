@@ -6,6 +6,7 @@
 #
 # Needs root (for debootstrap) and the packages of scripts/install.sh's group arm. Ends with 77 where they are missing.
 set -euo pipefail
+[[ ${1:-} != --help ]] || { sed -n '2,/^[^#]/ s/^# \{0,1\}//p' "$0" && exit; }
 cd "$(dirname "$0")/.."
 
 out=$(realpath -m "${1:-build/arm}") triple=aarch64-linux-gnu

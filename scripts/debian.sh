@@ -9,6 +9,7 @@
 # Needs root (for debootstrap and chroot), 5 GB, and half an hour on two cores. Prints how long each part took. Ends with
 # 77 where root or debootstrap is missing.
 set -euo pipefail
+[[ ${1:-} != --help ]] || { sed -n '2,/^[^#]/ s/^# \{0,1\}//p' "$0" && exit; }
 cd "$(dirname "$0")/.."
 
 missing() {

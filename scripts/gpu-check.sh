@@ -14,6 +14,7 @@
 # offline-bundle.sh; the comparison needs a Python with PyTorch (PYTHON says which; default python3). Changes no setting
 # of the GPU.
 set -euo pipefail
+[[ ${1:-} != --help ]] || { sed -n '2,/^[^#]/ s/^# \{0,1\}//p' "$0" && exit; }
 export LC_ALL=C OMP_WAIT_POLICY=passive OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 root=$(cd "$(dirname "$0")/.." && pwd)
 out=$root/build/gpu-check seconds=540 dry=no python=${PYTHON:-python3}

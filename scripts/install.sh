@@ -7,6 +7,7 @@
 # Only what is missing is installed. Without root nothing is installed: the one line to run is printed, and the exit
 # status is 1. On a cluster whose nodes have these libraries from elsewhere, skip this script: CMake says what it misses.
 set -euo pipefail
+[[ ${1:-} != --help ]] || { sed -n '2,/^[^#]/ s/^# \{0,1\}//p' "$0" && exit; }
 
 # Building and running the program.
 build=(

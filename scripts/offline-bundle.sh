@@ -14,6 +14,7 @@
 #
 # The archive has at most 60 MiB; a larger one is an error.
 set -euo pipefail
+[[ ${1:-} != --help ]] || { sed -n '2,/^[^#]/ s/^# \{0,1\}//p' "$0" && exit; }
 export LC_ALL=C
 root=$(cd "$(dirname "$0")/.." && pwd)
 out=${1:-$root/build/tatara-offline.tar.zst}

@@ -11,12 +11,9 @@
 # What it makes lies in quickstart/ and runs/quickstart/. Steps whose product is there are skipped, so it may be stopped
 # and started again at any point; `rm -r quickstart runs/quickstart` starts afresh.
 set -euo pipefail
+[[ ${1:-} != --help ]] || { sed -n '2,/^[^#]/ s/^# \{0,1\}//p' "$0" && exit; }
 cd "$(dirname "$0")/.."
-if [[ $# -gt 0 ]]; then
-    sed -n '2,/^[^#]/ s/^# \{0,1\}//p' scripts/quickstart.sh
-    [[ $# -eq 1 && $1 == --help ]]
-    exit
-fi
+[[ $# -eq 0 ]] || { echo "scripts/quickstart.sh takes no words; see scripts/quickstart.sh --help" >&2 && exit 2; }
 
 out=quickstart
 run=runs/quickstart

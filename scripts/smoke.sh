@@ -16,6 +16,7 @@
 # Then half the steps, a checkpoint, and the other half must give the checkpoint of the whole run bit for bit. Last, the
 # speed of GPT-2 124M. Ends with PASS or FAIL and, for FAIL, status 1.
 set -euo pipefail
+[[ ${1:-} != --help ]] || { sed -n '2,/^[^#]/ s/^# \{0,1\}//p' "$0" && exit; }
 export LC_ALL=C
 root=$(cd "$(dirname "$0")/.." && pwd)
 build=$root/build program='' emulated=no steps=50

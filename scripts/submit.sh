@@ -21,6 +21,7 @@
 # chain leave that to the next of them, and once the run is finished those that are left end at once. What a job does is
 # described in scripts/batch/common.sh.
 set -euo pipefail
+[[ ${1:-} != --help ]] || { sed -n '2,/^[^#]/ s/^# \{0,1\}//p' "$0" && exit; }
 export LC_ALL=C
 root=$(cd "$(dirname "$0")/.." && pwd)
 scheduler='' nodes=1 ranks_per_node=1 time=24:00:00 save_time=180 spare=0 chain=1 program=$root/build/tatara site=''

@@ -5,6 +5,7 @@
 #   scripts/test-mpi.sh mpich                   Debian's MPICH, which lies beside Open MPI
 #   scripts/test-mpi.sh NAME MPICC MPIEXEC      another one, such as Intel MPI or Open MPI 5, into build/NAME
 set -euo pipefail
+[[ ${1:-} != --help ]] || { sed -n '2,/^[^#]/ s/^# \{0,1\}//p' "$0" && exit; }
 cd "$(dirname "$0")/.."
 
 name=${1:-} mpicc=${2:-mpicc.mpich} mpiexec=${3:-mpiexec.mpich}

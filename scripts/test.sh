@@ -12,18 +12,13 @@
 # packages that are missing (scripts/install.sh --list build test slurm; 1.5 GB when none is there); without root it prints
 # the one line that installs them. Ends with ctest's summary and the reason of each test that was skipped.
 set -euo pipefail
+[[ ${1:-} != --help ]] || { sed -n '2,/^[^#]/ s/^# \{0,1\}//p' "$0" && exit; }
 cd "$(dirname "$0")/.."
 long=(--label-exclude '^long$')
-case ${1:-} in
---all)
+if [[ ${1:-} == --all ]]; then
     long=()
     shift
-    ;;
---help)
-    sed -n '2,/^[^#]/ s/^# \{0,1\}//p' scripts/test.sh
-    exit
-    ;;
-esac
+fi
 
 scripts/install.sh build test slurm
 

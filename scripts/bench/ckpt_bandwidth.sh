@@ -9,6 +9,7 @@
 # brackets. Needs GIB_PER_RANK times 4.5 of memory for each rank, and scripts/quickstart.sh to have run (for a tokenizer
 # and shards). The model is a wide and shallow one, so that its steps are short.
 set -euo pipefail
+[[ ${1:-} != --help ]] || { sed -n '2,/^[^#]/ s/^# \{0,1\}//p' "$0" && exit; }
 cd "$(dirname "$0")/../.."
 folder=${1:-build/bench-ckpt} gib=${2:-2} rounds=${3:-3}
 mkdir -p "$folder"

@@ -4,6 +4,7 @@
 #
 #   scripts/bench/exact_vs_fast.sh [ROUNDS [STEPS]]        default 3 rounds of 12 steps; run scripts/quickstart.sh first
 set -euo pipefail
+[[ ${1:-} != --help ]] || { sed -n '2,/^[^#]/ s/^# \{0,1\}//p' "$0" && exit; }
 cd "$(dirname "$0")/../.."
 . scripts/bench/quickstart_model.sh
 rounds=${1:-3} steps=${2:-12}

@@ -7,6 +7,7 @@
 # For the quick start's model on 1 and 2 ranks; with --1b for a Llama of 1.0B parameters on one rank in bf16, which needs
 # 21 GiB of memory and 26 GiB of disk, and takes minutes a round.
 set -euo pipefail
+[[ ${1:-} != --help ]] || { sed -n '2,/^[^#]/ s/^# \{0,1\}//p' "$0" && exit; }
 cd "$(dirname "$0")/../.."
 . scripts/bench/quickstart_model.sh
 big=no
