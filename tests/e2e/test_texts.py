@@ -6,6 +6,7 @@ import io
 import json
 import lzma
 import os
+import random
 import tarfile
 
 import h5py
@@ -132,11 +133,24 @@ class Records(Texts):
             "utf16.txt": (many.encode("utf-16"), "not UTF-8", "iconv -f UTF-16"),
             "ascii16.txt": ("plain text\n".encode("utf-16-le") * 50, "with NUL bytes", "iconv -f UTF-16"),
             "latin1.txt": ("déjà vu, naïve\n".encode("latin-1"), "not UTF-8", "iconv -f ENCODING"),
+            "ja16le.txt": (many.encode("utf-16-le"), "not UTF-8", "iconv -f UTF-16LE"),
+            "ja16be.txt": (many.encode("utf-16-be"), "not UTF-8", "iconv -f UTF-16BE"),
+            "ascii16be.txt": ("plain text\n".encode("utf-16-be") * 50, "iconv -f UTF-16BE"),
+            "ja32le.txt": ((many + "𠮷").encode("utf-32-le"), "iconv -f UTF-32LE"),
+            "ascii32be.txt": ("plain text\n".encode("utf-32-be") * 50, "iconv -f UTF-32BE"),
+            "mark32.txt": (many.encode("utf-32"), "iconv -f UTF-32LE"),
+            "korean.txt": ("한국어 문장입니다.\n".encode("euc-kr") * 50, "iconv -f EUC-KR"),
+            "chinese.txt": ("这是中文的句子。\n".encode("gb2312") * 50, "iconv -f ENCODING"),
+            "cut.txt": ("短い鉄".encode()[:-1], "last character is cut off", "iconv -f UTF-8"),
+            "cut-late.txt": (("plain text\n" * 9000 + "鉄").encode()[:-1], "last character is cut off"),
+            "program.txt": (b"\x7fELF\2\1\1" + bytes(range(256)) * 9 + bytes(900), "Leave binary files out"),
+            "random.txt": (random.Random(1).randbytes(5000), "Leave binary files out"),
             "broken.txt": (many.encode()[1:], "not UTF-8", "iconv -f UTF-8 -t UTF-8 -c"),
             "array.jsonl": (json.dumps([DOCUMENT] * 3, indent=1), "not JSON", "jq -c"),
             "fields.jsonl": ('{"raw_content": "a", "meta": {"url": "u"}}\n' * 3, "fields are raw_content, meta, meta.url",
                              "--text-key", "fields.jsonl:1"),
-            "utf16.jsonl": ((line() * 3).encode("utf-16-le"), "iconv -f UTF-16"),
+            "utf16.jsonl": ((line() * 3).encode("utf-16-le"), "iconv -f UTF-16LE"),
+            "late16.jsonl": (("\n" + line() * 3).encode("utf-16-le"), "iconv -f UTF-16LE"),
         }
         for name, (text, *texts) in rows.items():
             with self.subTest(name):
