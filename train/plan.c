@@ -126,12 +126,34 @@ static void close_inputs(struct inputs *in)
     tokenizer_close(in->tokenizer);
 }
 
+/* The checkpoint that the run begins from, as far as it is here. Once the run has a folder, checkpoints of its own may come
+ * before it. */
+static int check_start(const struct config *cfg, const struct params *params)
+{
+    int rc = 0;
+    char folder[CKPT_PATH_MAX];
+    struct ckpt_meta meta = {0};
+    const struct config_checkpoint *c = &cfg->checkpoint;
+    const bool resumes = strcmp(c->resume, "auto") != 0 && strcmp(c->resume, "never") != 0;
+    const char *from = resumes ? c->resume : c->init_from;
+    if (from[0] == '\0' || !is_here(resumes ? "checkpoint.resume" : "checkpoint.init_from", from)) return 0;
+    if (access(cfg->run.dir, F_OK) == 0) return 0;
+    TRY(ckpt_choose(from, folder));
+    TRY_GOTO(ckpt_read_meta(folder, &meta), done);
+    rc = state_check_model(params, folder, &meta);
+done:
+    ckpt_meta_free(&meta);
+    return rc;
+}
+
 static int print_plan(const struct config *cfg, int64_t vocab_size, int ranks, struct device *dev)
 {
+    int rc = 0;
     struct comm comm = {.ranks = ranks, .local_ranks = ranks, .threads = 1};
     struct arena measure = arena_measure(dev);
     struct step step;
     TRY(step_layout(&step, cfg, vocab_size, dev, &comm, &measure));
+    TRY_GOTO(check_start(cfg, &step.params), done);
     printf("parameters      %lld (%.2f B), vocabulary %lld\n", (long long)step.params.elems,
            (double)step.params.elems / 1e9, (long long)vocab_size);
     printf("compute         %.2f GFLOP a token, forward and backward\n",
@@ -156,8 +178,9 @@ static int print_plan(const struct config *cfg, int64_t vocab_size, int ranks, s
     if (cpu) printf("  %-14s %12.1f\n", "communication", (double)comm_bytes / MIB);
     printf("  %-14s %12.1f\n", "total", (double)(measure.used + comm_bytes) / MIB);
     print_for_scripts(cfg, state_bytes(&step.params) + tokenizer_bytes(cfg));
+done:
     step_close(&step);
-    return 0;
+    return rc;
 }
 
 /* The device that the run would choose here, with what is refused of its options; a GPU's memory is planned without opening
@@ -185,25 +208,25 @@ static int choose_device(struct device *dev, const struct config *cfg, const str
 
 static void usage(void)
 {
-    puts("usage: tatara plan CONFIG.yaml [ranks=N] [key=value ...]\n"
-         "\n"
-         "Prints the number of parameters and the memory that each of N data-parallel ranks (default 1) will take, "
-         "from\n"
-         "the code that takes it; trains nothing. What `tatara train` would refuse of the configuration, the "
-         "tokenizer "
-         "and\n"
-         "the shards is refused here, with the same words and exit status. Files that are not on this machine are "
-         "not\n"
-         "needed, and named as not checked; the tokenizer is, where model.vocab_size is 0.\n"
-         "\n"
-         "The last lines are for scripts, each NAME=VALUE:\n"
-         "  run.dir            the run's folder, as the configuration has it\n"
-         "  run.last_step      the step with which it ends: run.steps, or run.stop_at\n"
-         "  checkpoint.bytes   what one checkpoint takes on the disk, all ranks together, and a little more\n"
-         "  checkpoints        how many there are at once, at most: those of checkpoint.keep and "
-         "checkpoint.keep_every,\n"
-         "                     one to go back to (run.on_nan, run.on_spike), and the one that is being written\n"
-         "  checkpoints.bytes  what these take");
+    puts(
+        "usage: tatara plan CONFIG.yaml [ranks=N] [key=value ...]\n"
+        "\n"
+        "Prints the number of parameters and the memory that each of N data-parallel ranks (default 1) will take, "
+        "from\n"
+        "the code that takes it; trains nothing. What `tatara train` would refuse of the configuration, the "
+        "tokenizer, the\n"
+        "shards and the checkpoint to begin from is refused here, with the same words and exit status. Files that\n"
+        "are not on this machine are not needed, and named as not checked; the tokenizer is, where model.vocab_size\n"
+        "is 0.\n"
+        "\n"
+        "The last lines are for scripts, each NAME=VALUE:\n"
+        "  run.dir            the run's folder, as the configuration has it\n"
+        "  run.last_step      the step with which it ends: run.steps, or run.stop_at\n"
+        "  checkpoint.bytes   what one checkpoint takes on the disk, all ranks together, and a little more\n"
+        "  checkpoints        how many there are at once, at most: those of checkpoint.keep and "
+        "checkpoint.keep_every,\n"
+        "                     one to go back to (run.on_nan, run.on_spike), and the one that is being written\n"
+        "  checkpoints.bytes  what these take");
 }
 
 int plan_command(struct comm *comm, int argc, char **argv)

@@ -15,7 +15,7 @@ static const char *const prefixes[] = {"", "optim/exp_avg/", "optim/exp_avg_sq/"
 enum { KINDS = sizeof prefixes / sizeof *prefixes };
 _Static_assert(ZERO_SAVED_ALIGN >= CKPT_ALIGN, "the copy of a state must fit");
 
-static int check_model(const struct params *params, const char *folder, const struct ckpt_meta *meta)
+int state_check_model(const struct params *params, const char *folder, const struct ckpt_meta *meta)
 {
     if (meta->model_id == params->id) return 0;
     FAIL(ERR_DATA,
@@ -275,7 +275,7 @@ done:
 static int load(struct step *step, const char *folder, const struct ckpt_meta *meta, int kinds)
 {
     struct slabs s = {.n = 0};
-    int rc = check_model(&step->params, folder, meta);
+    int rc = state_check_model(&step->params, folder, meta);
     if (rc == 0) rc = load_slabs(&s, step, folder, kinds);
     slabs_close(&s);
     return rc;
@@ -328,7 +328,7 @@ int state_load_weights(struct model *model, const char *folder, const struct ckp
     void *staged = NULL;
     float *host = NULL;
     size_t largest = 0;
-    TRY(check_model(p, folder, meta));
+    TRY(state_check_model(p, folder, meta));
     for (int i = 0; i < p->n; i++) {
         const size_t bytes = (size_t)p->param[i].elems * sizeof *host;
         largest = bytes > largest ? bytes : largest;

@@ -19,6 +19,8 @@ struct ckpt_saver *state_saver_ckpt(struct state_saver *saver);
 /* Seconds that updates, with nothing else to wait for, have waited for the copy since the last call. */
 double state_saver_take_wait_s(struct state_saver *saver);
 void state_saver_close(struct state_saver *saver);
+/* ERR_DATA when the checkpoint is of another model. Not collective. */
+int state_check_model(const struct params *params, const char *folder, const struct ckpt_meta *meta);
 /* Restores them from a verified checkpoint, written by any number of ranks at any ZeRO stage, and readies the weights of
  * all ranks. ERR_DATA when it is of another model. Collective. */
 int state_load(struct step *step, const char *folder, const struct ckpt_meta *meta);

@@ -91,6 +91,20 @@ class Refusals(lib.Case):
                 self.assertEqual((said[0], len(said[1])), (lib.STATUS[status], 1), said)
                 self.assertEqual(self.errors("plan", *words), said)
 
+    def test_start(self):
+        """The checkpoint that a new run begins from: of another model it is refused, and it may be on another machine."""
+        first = self.train("first", "run.stop_at=1")
+        for option in ("checkpoint.init_from", "checkpoint.resume"):
+            with self.subTest(option):
+                words = [f"{option}={first}", f"run.dir={self.dir / option}"]
+                self.assertEqual(self.errors("plan", *words), (0, []))
+                said = self.errors("plan", *words, "model.layers=3")
+                self.assertEqual((said[0], len(said[1])), (lib.STATUS["data"], 1), said)
+                self.assertEqual(self.errors("train", *words, "model.layers=3"), said)
+                absent = lib.tatara(["plan", self.config()[0], f"{option}={first}/none"])
+                self.assertEqual(absent.status, 0, absent)
+                self.assertIn(f"not checked     {option} {first}/none: it is not on this machine\n", absent.stdout)
+
     def test_not_here(self):
         """Where the tokenizer or shards are not on this machine, the plan says so and is made; what is here is checked."""
         config, _ = self.config()
