@@ -219,6 +219,17 @@ class Files(Texts):
             with self.subTest(name):
                 self.assertPrepares(self.prepare(self.dir / name), 1, "0 documents dropped")
 
+    def test_a_wrong_ending_of_a_compressed_file(self):
+        lines = (line() * 3).encode()
+        rows = {"xz.jsonl.gz": (lzma.compress(lines), "xz"), "gz.jsonl.bz2": (gzip.compress(lines), "gzip"),
+                "plain.jsonl.gz": (lines, "plain text"), "plain.zst": (lines, "plain text")}
+        for name, (content, kind) in rows.items():
+            with self.subTest(name):
+                self.write({name: content})
+                result = self.prepare("--shard-tokens", 20, self.dir / name, ranks=2)
+                self.assertPrepares(result, 3)
+                self.assertEqual([f"{name} holds {kind}, " in warning for warning in result.warnings()], [True])
+
     def test_what_is_no_text(self):
         """Files that would have become tokens of braces or bytes are refused by name, with what to do."""
         pretty, lines = json.dumps([DOCUMENT] * 2, indent=1), line() * 3
@@ -232,7 +243,9 @@ class Files(Texts):
             "a.tar.gz": (gzip.compress(tar.getvalue()), "tar archive"), "a.zip": (b"PK\3\4" + bytes(99), "zip archive"),
             "a.jsonl.lz4": (b"\x04\x22\x4d\x18" + bytes(99), "lz4"), "a.pdf": (b"%PDF-1.7\n", "PDF"),
             "pointer.jsonl": ("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull"),
-            "empty.gz": (b"", "truncated"), "text.gz": (JA, "damaged or no gzip"),
+            "empty.gz": (b"", "truncated"), "binary.gz": (bytes(99), "damaged or no gzip"),
+            "a.jsonl.lzma": (lzma.compress(lines.encode(), lzma.FORMAT_ALONE), "as .lzma", "xz -d"),
+            "a.jsonl.gz.gz": (gzip.compress(gzip.compress(lines.encode())), "compressed twice"),
             "short.jsonl.xz": (lzma.compress((lines * 99).encode())[:-9], "truncated"),
         }
         for name, (content, *texts) in rows.items():

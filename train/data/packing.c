@@ -2,6 +2,7 @@
 #include "data/packing.h"
 
 #include "err.h"
+#include "utf8.h"
 
 #include <bzlib.h>
 #include <limits.h>
@@ -182,17 +183,38 @@ static const struct packing *find_by_ending(const char *path)
     return NULL;
 }
 
-const struct packing *packing_find(const char *path, const char *head, size_t head_bytes)
+static const struct packing *find_by_content(const char *head, size_t head_bytes)
 {
-    const struct packing *found = find_by_ending(path);
-    for (int p = 0; !found && p < PACKINGS; p++) {
+    for (int p = 0; p < PACKINGS; p++) {
         const struct packing *packing = &packings[p];
         if (head_bytes >= packing->magic_at + packing->magic_bytes &&
             memcmp(head + packing->magic_at, packing->magic, packing->magic_bytes) == 0) {
-            found = packing;
+            return packing;
         }
     }
-    return found;
+    return NULL;
+}
+
+/* Is it the beginning of a text, which no compressed file has? */
+static bool is_plain(const char *head, size_t bytes)
+{
+    for (size_t i = 0; i < bytes; i++) {
+        if ((unsigned char)head[i] < 0x20 && (head[i] == '\0' || !strchr("\t\n\r", head[i]))) return false;
+    }
+    const bool is_bzip2 = bytes >= 3 && memcmp(head, "BZh", 3) == 0; /* a damaged one */
+    return bytes > 0 && !is_bzip2 && bytes - utf8_valid_bytes(head, bytes) < 4;
+}
+
+const struct packing *packing_find(const char *path, const char *head, size_t head_bytes, const char **instead)
+{
+    const struct packing *const named = find_by_ending(path), *const found = find_by_content(head, head_bytes);
+    *instead = NULL;
+    if (named && !found && is_plain(head, head_bytes)) {
+        *instead = "plain text";
+        return NULL;
+    }
+    if (named && found && named->run != found->run) *instead = found->name;
+    return found ? found : named;
 }
 
 size_t packing_stem_bytes(const char *path)

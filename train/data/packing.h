@@ -8,12 +8,13 @@
 #include <stddef.h>
 
 /* As many bytes of a file as packing_find looks at. */
-enum { PACKING_HEAD_BYTES = 16 };
+enum { PACKING_HEAD_BYTES = 64 };
 
 struct packing; /* a format */
 
-/* The format that the file's ending names, else that its first bytes show; NULL: it is not compressed. */
-const struct packing *packing_find(const char *path, const char *head, size_t head_bytes);
+/* The format that the file's first bytes show, else that its ending names; NULL: it is not compressed. *instead says what
+ * the file holds where its ending is that of something else, else it is NULL. */
+const struct packing *packing_find(const char *path, const char *head, size_t head_bytes, const char **instead);
 /* The file's name without the ending of a compressed file, in bytes. */
 size_t packing_stem_bytes(const char *path);
 

@@ -113,13 +113,17 @@ static int add_file(const struct search *search, char *path, const struct stat *
     struct stream *const stream = file.pipe;
     const bool card = !file.jsonl && is_card(path_name(path)), left = card && !asked;
     const bool taken = rc == 0 && !left && look == LOOK_TEXT;
-    if (regular && (taken || rc != 0)) {
+    if (regular && (taken || rc != 0 || stream_holds_instead(stream))) {
         const int fetched = file_check_fetched(path);
         if (fetched != 0) rc = fetched;
     }
     if (rc == 0 && !taken) {
         rc = source_leave_out(list, left ? LEFT_CARD : look == LOOK_JSON ? LEFT_JSON : LEFT_NAME, path);
     } else if (rc == 0) {
+        const char *const instead = stream_holds_instead(stream);
+        if (instead && search->rules->rank == 0) {
+            log_warn("%s holds %s, which is not what its name says, and is read as such", path, instead);
+        }
         if (regular) file.pipe = NULL;
         rc = source_add_file(list, &file);
         if (card && search->below_at == 0 && search->rules->rank == 0) {

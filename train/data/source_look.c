@@ -53,6 +53,7 @@ static const char *foreign_kind(const char *text, size_t bytes)
         {0, 4, "7z\xBC\xAF", "a 7z archive; unpack it and name the folder"},
         {0, 4, "Rar!", "a RAR archive; unpack it and name the folder"},
         {0, 4, "\x04\x22\x4D\x18", "compressed with lz4; unpack it, or pack it with zstd"},
+        {0, 3, "\x5D\0\0", "compressed as .lzma; unpack it with xz -d, or pack it with xz"},
         {0, 4, "LZIP", "compressed with lzip; unpack it, or pack it with xz"},
         {0, 5, "%PDF-", "a PDF; take the text out of it"},
         {0, 15, "SQLite format 3", "an SQLite database; write its records as JSON lines"},
@@ -93,6 +94,7 @@ static enum content content_of(char *text, size_t bytes, const char *text_key)
 static int read_content(struct stream *stream, const char *text_key, enum content *content, const char **foreign)
 {
     char *text = NULL;
+    const char *instead = NULL;
     size_t bytes = 0, wanted = LOOK_BYTES;
     for (;; wanted *= 8) {
         TRY(stream_peek(stream, wanted, &text, &bytes));
@@ -101,7 +103,8 @@ static int read_content(struct stream *stream, const char *text_key, enum conten
         *content = bytes < wanted ? CONTENT_LINES : CONTENT_LINES_WITH_TEXT;
         if (bytes < wanted || wanted > LOOK_BYTES_MAX) break;
     }
-    *foreign = foreign_kind(text, bytes);
+    *foreign =
+        packing_find("", text, bytes, &instead) ? "compressed twice; unpack it once" : foreign_kind(text, bytes);
     return 0;
 }
 

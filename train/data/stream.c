@@ -23,6 +23,7 @@ struct stream {
     unsigned char *chunk; /* bytes [at, end) of the file are still to be unpacked, or to be given as they are */
     size_t at, end;
     struct unpacker *unpacker; /* NULL: the file is not compressed */
+    const char *instead;       /* as in packing_find */
     int64_t members;           /* that have begun */
     bool in_member;            /* the last of them has not ended */
     bool full;                 /* the last call filled the caller's memory: the unpacker may hold more */
@@ -54,7 +55,8 @@ static int start(struct stream *stream)
         TRY(read_file(stream, stream->chunk + stream->end, PACKING_HEAD_BYTES - stream->end, &got));
         stream->end += got;
     }
-    const struct packing *packing = packing_find(stream->path, (const char *)stream->chunk, stream->end);
+    const struct packing *packing =
+        packing_find(stream->path, (const char *)stream->chunk, stream->end, &stream->instead);
     return packing ? unpacker_open(&stream->unpacker, packing) : 0;
 }
 
@@ -88,6 +90,11 @@ void stream_close(struct stream *stream)
 bool stream_is_packed(const struct stream *stream)
 {
     return stream->unpacker != NULL;
+}
+
+const char *stream_holds_instead(const struct stream *stream)
+{
+    return stream->instead;
 }
 
 int stream_seek(struct stream *stream, uint64_t offset)

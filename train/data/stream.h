@@ -1,5 +1,5 @@
 /* A file, or what comes through a pipe, read from its beginning to its end, decompressed on the way: gzip, Zstandard, xz and
- * bzip2, by the name's ending or else by the first bytes. They may hold several members, one after the other, with zeros
+ * bzip2, by the first bytes or else by the name's ending. They may hold several members, one after the other, with zeros
  * behind each, as tapes leave them; anything else behind a whole member is an error.
  *
  * A damaged or truncated file is ERR_DATA, never a shorter text. Threads: one at a time. */
@@ -15,6 +15,8 @@ struct stream;
 int stream_open(struct stream **out, const char *path);
 void stream_close(struct stream *stream);
 bool stream_is_packed(const struct stream *stream);
+/* What the file holds, where its name's ending says that it is compressed in another way; else NULL. */
+const char *stream_holds_instead(const struct stream *stream);
 /* The next `wanted` bytes of text, fewer only at the end, which stream_read gives again; *text lives until then. */
 int stream_peek(struct stream *stream, size_t wanted, char **text, size_t *bytes);
 /* Goes to a byte of a file that is not compressed. ERR_DATA when it cannot be read from the middle. */
