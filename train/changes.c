@@ -53,7 +53,7 @@ static void add(char *text, size_t size, const char *between, const char *format
 
 static int see_course(struct look *look, const char *key, const char *before, const char *now, const char *effect)
 {
-    look->changes->course = true;
+    look->changes->course |= strcmp(key, "data.valid") != 0 && strcmp(key, "log.eval_batches") != 0;
     log_info("changed since the checkpoint: %s: %s → %s: %s", key, before, now, effect);
     return note(look->changes->list, key, before, now);
 }
@@ -66,13 +66,22 @@ static int see_function(struct look *look, const char *key, const char *before, 
     return 0;
 }
 
+/* Options that the record answers better: by the contents of data, and by what `auto` became. */
+static bool is_recorded(const char *name)
+{
+    static const char *const names[] = {"data.train", "data.valid", "device", "precision.product"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (strcmp(name, names[i]) == 0) return true;
+    return false;
+}
+
 static int see_option(void *context, const struct config_difference *difference)
 {
     struct look *look = context;
     const char *name = difference->name;
-    /* By their contents, where both sides say them. */
-    if (strcmp(name, "data.tokenizer") == 0) return 0;
-    if (look->has_record && (strcmp(name, "data.train") == 0 || strcmp(name, "data.valid") == 0)) return 0;
+    if (strcmp(name, "data.tokenizer") == 0 || (look->has_record && is_recorded(name))) return 0;
+    if (strcmp(name, "comm") == 0 && look->now->parallel.reduce == REDUCE_EXACT) return 0;
+    if (strcmp(name, "attention") == 0 && strcmp(difference->before, "auto") == 0) return 0; /* a CPU has one kind */
     if (difference->change == CHANGE_FUNCTION)
         return see_function(look, name, difference->before, difference->now, difference->effect);
     if (difference->change == CHANGE_HARMLESS || !look->whole) return 0;
@@ -169,6 +178,11 @@ int changes_find(struct changes *changes, const struct config *before, const str
     }
     if (!whole) return 0;
     if (before) say_consequences(before, now, meta);
+    if (!meta->record)
+        log_info(
+            "changed since the checkpoint: it is of %s, which did not record the data's contents and the libraries: "
+            "whether they are the same, and give the same bits, is not known",
+            meta->version);
     return record_compare(meta->record, record, see_record, &look);
 }
 

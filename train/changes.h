@@ -10,7 +10,7 @@
 #include "config.h"
 
 struct changes {
-    bool course;      /* something is trained or measured differently from here on */
+    bool course;      /* something is trained differently from here on */
     void *list;       /* jansson array of {key, before, now}, for metrics.jsonl; owned */
     void *arithmetic; /* the same of the arithmetic's versions */
 };

@@ -30,22 +30,25 @@ static json_t *describe_sets(const struct dataset_list *sets, const struct loade
     return list;
 }
 
-static json_t *describe_arithmetic(struct device *dev, struct comm *comm)
+static json_t *describe_arithmetic(const struct config *cfg, struct device *dev, struct comm *comm)
 {
     char libc[TEXT_MAX] = "", device[TEXT_MAX], transport[TEXT_MAX];
     if (confstr(_CS_GNU_LIBC_VERSION, libc, sizeof libc) == 0) snprintf(libc, sizeof libc, "unknown");
     dev->table->arithmetic(dev, device, sizeof device);
     comm_describe(comm, transport, sizeof transport);
     json_t *all = json_pack("{s:s, s:s, s:s}", "program", run_version, "C library", libc, "device", device);
-    if (all && comm->ranks > 1) (void)json_object_set_new(all, "communication", json_string(transport));
+    if (all && cfg->parallel.reduce == REDUCE_FAST) /* then the sums depend on who adds them */
+        (void)json_object_set_new(all, "ranks",
+                                  json_sprintf("%d, %s", comm->ranks, comm->ranks > 1 ? transport : "alone"));
     return all;
 }
 
 int record_make(const struct config *cfg, const struct loader *train, const struct loader *valid, struct device *dev,
                 struct comm *comm, char **text)
 {
-    json_t *all = json_pack("{s:{s:o, s:o}, s:o}", "data", "train", describe_sets(&cfg->data.train, train), "valid",
-                            describe_sets(&cfg->data.valid, valid), "arithmetic", describe_arithmetic(dev, comm));
+    json_t *all =
+        json_pack("{s:{s:o, s:o}, s:o}", "data", "train", describe_sets(&cfg->data.train, train), "valid",
+                  describe_sets(&cfg->data.valid, valid), "arithmetic", describe_arithmetic(cfg, dev, comm));
     *text = all ? json_dumps(all, JSON_COMPACT | JSON_SORT_KEYS | JSON_REAL_PRECISION(17)) : NULL;
     json_decref(all);
     if (!*text) FAIL(ERR_SYSTEM, "out of memory for the record of data and arithmetic");

@@ -159,7 +159,8 @@ static int open_memory(struct run *run)
 
 static int open_folder(struct run *run)
 {
-    return ckpt_open_run_dir(run->comm, run->cfg->run.dir, run->cfg->run.takeover, &run->saving.folder);
+    return ckpt_open_run_dir(run->comm, run->cfg->run.dir,
+                             (struct ckpt_terms){run->cfg->run.takeover, signal_stop_asked}, &run->saving.folder);
 }
 
 /* From step 0 or a checkpoint. Collective. */

@@ -17,6 +17,7 @@
  * So FOLDER counts until the run has a checkpoint of its own, and the same command always goes on; a checkpoint is "of the
  * same word" when checkpoint.resume was the same in the configuration that it holds. A run never trains towards steps whose
  * checkpoints are there already. A FOLDER that is a run's stands for the newest checkpoint in it. */
+#define _XOPEN_SOURCE 700 /* for realpath */
 #include "start.h"
 
 #include "err.h"
@@ -55,20 +56,22 @@ static bool same_file(const char *a, const char *b)
 
 static bool lies_in(const char *folder, const char *run_dir)
 {
-    char path[CKPT_PATH_MAX];
-    snprintf(path, sizeof path, "%s", folder);
-    return same_file(dirname(path), run_dir);
+    char *whole = realpath(folder, NULL); /* past links, "." and slashes at the end */
+    const bool inside = whole && same_file(dirname(whole), run_dir);
+    free(whole);
+    return inside;
 }
 
-/* Whether checkpoint a is of a later step than b, by their folders' names. */
-static bool is_newer(const char *a, const char *b)
+/* Whether the checkpoint `newest` is of a later step than the one that is named. What cannot be read is not: its
+ * verification says why. */
+static bool is_newer(const char *newest, const char *named)
 {
-    char path[2][CKPT_PATH_MAX];
-    snprintf(path[0], sizeof path[0], "%s", a);
-    snprintf(path[1], sizeof path[1], "%s", b);
-    const char *x = basename(path[0]), *y = basename(path[1]);
-    const size_t n = strlen(x), m = strlen(y);
-    return n != m ? n > m : strcmp(x, y) > 0;
+    struct ckpt_meta a = {.step = 0}, b = {.step = 0};
+    const bool newer = ckpt_read_meta(newest, &a) == 0 && ckpt_read_meta(named, &b) == 0 && a.step > b.step;
+    err_clear();
+    ckpt_meta_free(&a);
+    ckpt_meta_free(&b);
+    return newer;
 }
 
 /* Whether the checkpoint came of a start with the same checkpoint.resume. */
@@ -186,6 +189,10 @@ static int resume(struct saving *saving, const char *folder, struct start_outcom
     /* A run keeps the attention that it began with: what a clock would choose now could give other bits. */
     if (before && cfg->top.attention == ATTENTION_AUTO) outcome->attention = before->top.attention;
     saving_resume(saving, lies_in(folder, cfg->run.dir), &meta, outcome->changes.course ? NULL : before);
+    if (config_rewinds(cfg) && saving->began == meta.step)
+        log_info(
+            "rewind: no fault goes back further than to step %lld: what came before was another folder or course",
+            (long long)meta.step);
 done:
     free(before);
     ckpt_meta_free(&meta);

@@ -34,6 +34,9 @@ class Rule(lib.Case):
         ("folder inside, not there", "both", "{run}/step-00000005", ["step-00000005 is neither a checkpoint"], ""),
         ("folder inside, newer ones moved away", "first", "{run}/step-00000002", 2, ""),
         ("folder inside, newer ones of this word", "same", "{run}/step-00000002", 4, ""),
+        ("folder inside, another spelling", "both", "{run}/step-00000002/.", ["later checkpoints", "step-00000004"], ""),
+        ("folder inside, a copy of it", "both", "{run}/before-the-spike", ["later checkpoints", "step-00000004"], ""),
+        ("folder inside, by a link", "both", "{run}-link", ["later checkpoints", "step-00000004"], ""),
         ("folder inside, itself damaged", "damaged", "{run}/step-00000004", ["step-00000004/rank-00000.h5", "damaged"], ""),
         ("folder inside, newer ones damaged", "damaged", "{run}/step-00000002", 2, "passed over"),
     ]
@@ -61,6 +64,8 @@ class Rule(lib.Case):
                 shutil.rmtree(resume)
         elif what != "none":
             shutil.copytree(self.other, run_dir)
+            shutil.copytree(self.other / "step-00000002", run_dir / "before-the-spike")
+            (run_dir.parent / "run-link").symlink_to(run_dir / "step-00000002")
             if what == "first":
                 shutil.rmtree(run_dir / "step-00000004")
             if what == "damaged":
@@ -175,6 +180,17 @@ class Owner(lib.Case):
         second = lib.tatara(["train", self.config()[0], *self.SLOW, "run.stop_at=3"], prefix=["env", "JOB_ID=7"])
         self.assertIn("an earlier attempt of this job", second.stderr)
         self.assertLast(first)
+
+    def test_stopped_while_waiting(self):
+        run_dir = self.train("run", *WORDS, "run.stop_at=2")
+        (run_dir / "OWNER").write_text((run_dir / "OWNER").read_text().replace("\nplace ", "\nplace elsewhere-"))
+        (run_dir / "HEARTBEAT").touch()
+        with lib.Process(["train", self.config()[0], *WORDS], ranks=2) as process:
+            lib.wait_for("the wait", lambda: "looking for a sign of life" in process.result().stderr)
+            process.popen.send_signal(signal.SIGUSR1)
+            result = process.wait(20)
+        self.assertEqual(result.status, lib.STATUS["stopped"], result)
+        self.assertLess(result.seconds, 20)
 
     def test_another_machine(self):
         """Killed elsewhere: its last sign of life is waited for, and a minute without one is enough."""

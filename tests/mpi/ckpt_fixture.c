@@ -48,7 +48,7 @@ void fixture_open(struct fixture *fix, struct comm *comm)
     snprintf(fix->dir, sizeof fix->dir, "/tmp/tatara-ckpt-XXXXXX");
     if (comm->rank == 0) assert_non_null(mkdtemp(fix->dir));
     assert_int_equal(comm_bcast(comm, fix->dir, sizeof fix->dir, 0), 0);
-    assert_int_equal(ckpt_open_run_dir(comm, fix->dir, false, &fix->run), 0);
+    assert_int_equal(ckpt_open_run_dir(comm, fix->dir, (struct ckpt_terms){.takeover = false}, &fix->run), 0);
 }
 
 void fixture_close(struct fixture *fix)

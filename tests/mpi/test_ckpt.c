@@ -224,7 +224,7 @@ static void test_owner(void **state)
     struct ckpt_run newer;
     fixture_open(&fix, comm);
     assert_int_equal(fixture_save(&fix, 0, 1), 0);
-    assert_int_equal(ckpt_open_run_dir(comm, fix.dir, false, &newer), 0);
+    assert_int_equal(ckpt_open_run_dir(comm, fix.dir, (struct ckpt_terms){.takeover = false}, &newer), 0);
     assert_string_not_equal(newer.owner, fix.run.owner);
     assert_int_equal(fixture_save(&fix, 0, 2), ERR_TAKEN);
     assert_true(fixture_told(comm, "newer attempt"));
@@ -252,7 +252,7 @@ static void test_leftovers(void **state)
     assert_int_equal(fixture_newest(&fix), 1);
     assert_int_equal(fixture_count(&fix, ".tmp-"), 1);
     ckpt_close_run_dir(&fix.run);
-    assert_int_equal(ckpt_open_run_dir(comm, fix.dir, false, &fix.run), 0);
+    assert_int_equal(ckpt_open_run_dir(comm, fix.dir, (struct ckpt_terms){.takeover = false}, &fix.run), 0);
     assert_int_equal(fixture_count(&fix, ".tmp-"), 0);
     assert_int_equal(fixture_newest(&fix), 1);
     fixture_close(&fix);
@@ -336,7 +336,7 @@ static void test_commands(void **state)
 static int write_only(struct comm *comm, char *dir)
 {
     struct fixture fix = {.comm = comm};
-    TRY(ckpt_open_run_dir(comm, dir, false, &fix.run));
+    TRY(ckpt_open_run_dir(comm, dir, (struct ckpt_terms){.takeover = false}, &fix.run));
     TRY(fixture_save(&fix, 0, 1));
     TRY(fixture_save(&fix, 1, 2));
     ckpt_close_run_dir(&fix.run);

@@ -271,16 +271,17 @@ static void test_unwritable(void **state)
     assert_int_equal(ckpt_path(path, fix.dir, "file"), 0);
     assert_int_equal(ckpt_path(inside, path, "run"), 0);
     if (comm->rank == 0) write_all(path, "x", 1);
-    assert_int_equal(ckpt_open_run_dir(comm, inside, false, &run), ERR_SYSTEM);
+    assert_int_equal(ckpt_open_run_dir(comm, inside, (struct ckpt_terms){.takeover = false}, &run), ERR_SYSTEM);
     assert_true(fixture_told(comm, inside));
-    assert_int_equal(ckpt_open_run_dir(comm, path, false, &run), ERR_SYSTEM);
+    assert_int_equal(ckpt_open_run_dir(comm, path, (struct ckpt_terms){.takeover = false}, &run), ERR_SYSTEM);
     assert_true(fixture_told(comm, path));
-    assert_int_equal(ckpt_open_run_dir(comm, "/proc/tatara", false, &run), ERR_SYSTEM);
+    assert_int_equal(ckpt_open_run_dir(comm, "/proc/tatara", (struct ckpt_terms){.takeover = false}, &run),
+                     ERR_SYSTEM);
     assert_true(fixture_told(comm, "/proc/tatara"));
-    assert_int_equal(ckpt_open_run_dir(comm, "", false, &run), ERR_CONFIG);
+    assert_int_equal(ckpt_open_run_dir(comm, "", (struct ckpt_terms){.takeover = false}, &run), ERR_CONFIG);
     err_clear();
     assert_int_equal(ckpt_path(inside, fix.dir, "a/b/c"), 0);
-    assert_int_equal(ckpt_open_run_dir(comm, inside, false, &run), 0);
+    assert_int_equal(ckpt_open_run_dir(comm, inside, (struct ckpt_terms){.takeover = false}, &run), 0);
     if (comm->rank == 0) assert_int_equal(access(inside, W_OK), 0);
     ckpt_close_run_dir(&run);
     fixture_close(&fix);

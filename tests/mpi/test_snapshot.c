@@ -78,7 +78,8 @@ static void run_open(struct run *run, const char *name)
     step_fixture_open(&run->at, cfg, &the_dev, &the_comm);
     run->saving.step = &run->at.step;
     run->saving.metrics = &run->metrics;
-    assert_int_equal(ckpt_open_run_dir(&the_comm, cfg->run.dir, false, &run->saving.folder), 0);
+    assert_int_equal(
+        ckpt_open_run_dir(&the_comm, cfg->run.dir, (struct ckpt_terms){.takeover = false}, &run->saving.folder), 0);
     assert_int_equal(saving_open(&run->saving), 0);
 }
 

@@ -317,7 +317,8 @@ static struct saving saving_of(struct step_fixture *f, const char *name)
 static void save(struct step_fixture *f, const char *name, int64_t done)
 {
     struct saving saving = saving_of(f, name);
-    assert_int_equal(ckpt_open_run_dir(&the_comm, f->cfg->run.dir, false, &saving.folder), 0);
+    assert_int_equal(
+        ckpt_open_run_dir(&the_comm, f->cfg->run.dir, (struct ckpt_terms){.takeover = false}, &saving.folder), 0);
     assert_int_equal(saving_open(&saving), 0);
     assert_int_equal(saving_last(&saving, done), 0);
     saving_close(&saving);

@@ -131,8 +131,13 @@ void ckpt_meta_free(struct ckpt_meta *meta);
 
 /* Prepares run_dir: creates it, checks that all ranks share it and that it can be written (ERR_SYSTEM), writes OWNER for
  * this attempt, removes temporary folders that earlier attempts left, and fills `run`. ERR_TAKEN while an attempt that is no
- * earlier one of this job lives there, unless `takeover`; it may take a minute to learn whether it does. Collective. */
-int ckpt_open_run_dir(struct comm *comm, const char *run_dir, bool takeover, struct ckpt_run *run);
+ * earlier one of this job lives there, unless the terms say otherwise; it may take a minute to learn whether it does, and
+ * ERR_STOPPED when a rank is asked to stop meanwhile. Collective. */
+struct ckpt_terms {
+    bool takeover;            /* from an attempt that lives, too */
+    bool (*stop_asked)(void); /* may be NULL */
+};
+int ckpt_open_run_dir(struct comm *comm, const char *run_dir, struct ckpt_terms terms, struct ckpt_run *run);
 /* Says that this attempt has ended. A `run` of zeros is allowed. Not collective. */
 void ckpt_close_run_dir(struct ckpt_run *run);
 /* Whether a newer attempt has become the folder's owner: ckpt_check_owner then says which. Cheap; any one rank. */

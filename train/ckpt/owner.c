@@ -137,6 +137,8 @@ static int read_owner(const char *run_dir, struct owner *owner)
 #undef X
     }
     free(text);
+    make_plain(owner->name, ".-");
+    if (!owner->name[0]) snprintf(owner->name, sizeof owner->name, "unknown");
     return 0;
 }
 
@@ -346,6 +348,7 @@ static int look(struct claim *claim, enum verdict *verdict)
         TRY(file_system_now(claim->run_dir, &now));
         claim->beat = info.st_mtim;
         claim->age_s = seconds_between(info.st_mtim, now);
+        if (claim->age_s < 0) claim->age_s = 0; /* a clock was put back */
         claim->seen_s = now_s();
     }
     if (seconds_between(claim->beat, info.st_mtim) != 0) {
@@ -368,7 +371,7 @@ static void describe_attempt(const struct owner *owner, char *text, size_t bytes
 }
 
 /* Refuses while the attempt before lives. Collective: the ranks look together, so that none of them waits in vain. */
-static int wait_for_verdict(struct comm *comm, struct claim *claim)
+static int wait_for_verdict(struct comm *comm, struct claim *claim, struct ckpt_terms terms)
 {
     char text[5 * FIELD_MAX] = "";
     enum verdict verdict = VERDICT_FREE;
@@ -387,6 +390,13 @@ static int wait_for_verdict(struct comm *comm, struct claim *claim)
         }
         if (first && comm->rank == 0)
             log_info("run.dir: belongs to %s; looking for a sign of life, for a minute at most", text);
+        int64_t stop = terms.stop_asked && terms.stop_asked();
+        TRY(comm_max_i64(comm, &stop, 1));
+        if (stop) {
+            log_info("stopped on request before the run's folder was taken over");
+            err_share();
+            return ERR_STOPPED;
+        }
         const struct timespec pause = {.tv_nsec = (long)(LOOK_S * 1e9)};
         (void)nanosleep(&pause, NULL);
     }
@@ -405,6 +415,11 @@ static int open_claim(struct claim *claim, bool takeover, bool *owned)
     if (access(owner, F_OK) != 0) return 0;
     TRY(read_owner(claim->run_dir, &claim->before));
     *owned = access(heartbeat, F_OK) == 0;
+    if (!*owned && !claim->before.place[0])
+        log_warn("%s: taken over from %s, an attempt of an older version of the program, which does not tell whether "
+                 "it is "
+                 "still alive; if it is, it can save nothing more",
+                 claim->run_dir, claim->before.name);
     if (*owned) decide_at_once(claim, takeover);
     return 0;
 }
@@ -430,7 +445,7 @@ static int check_shared(const struct comm *comm, const struct ckpt_run *run)
          comm->rank, run->dir);
 }
 
-int ckpt_open_run_dir(struct comm *comm, const char *run_dir, bool takeover, struct ckpt_run *run)
+int ckpt_open_run_dir(struct comm *comm, const char *run_dir, struct ckpt_terms terms, struct ckpt_run *run)
 {
     int rc = 0;
     bool owned = false;
@@ -439,10 +454,10 @@ int ckpt_open_run_dir(struct comm *comm, const char *run_dir, bool takeover, str
     const int length = snprintf(run->dir, sizeof run->dir, "%s", run_dir);
     if (length < 1 || length >= CKPT_PATH_MAX - 2 * (CKPT_OWNER_MAX + CKPT_FILE_MAX))
         rc = err_raise(ERR_CONFIG, __FILE__, __LINE__, "run.dir is empty or too long: '%.200s'", run_dir);
-    if (rc == 0 && comm->rank == 0) rc = open_claim(&claim, takeover, &owned);
+    if (rc == 0 && comm->rank == 0) rc = open_claim(&claim, terms.takeover, &owned);
     TRY(comm_agree(comm, rc));
     TRY(comm_bcast(comm, &owned, sizeof owned, 0));
-    if (owned) TRY(wait_for_verdict(comm, &claim));
+    if (owned) TRY(wait_for_verdict(comm, &claim, terms));
     TRY(comm_agree(comm, comm->rank == 0 ? take_ownership(run, &claim) : 0));
     TRY(comm_bcast(comm, run->owner, sizeof run->owner, 0));
     TRY(comm_bcast(comm, &run->continued, sizeof run->continued, 0));
