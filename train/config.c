@@ -7,6 +7,7 @@
 #include "config_yaml.h"
 #include "err.h"
 #include "fs.h"
+#include "path.h"
 
 #include <ctype.h>
 #include <errno.h>
@@ -217,6 +218,7 @@ int config_load(struct config *cfg, const char *path, int words, char *const *wo
     char *text = NULL;
     size_t bytes = 0;
     config_defaults(cfg);
+    TRY(path_check_word(NULL, path));
     TRY_GOTO(file_read(path, &text, &bytes), done);
     TRY_GOTO(config_yaml_read(cfg, line, path, text, bytes), done);
     for (int i = 0; i < words; i++)

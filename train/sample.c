@@ -2,13 +2,13 @@
 #include "ckpt/ckpt.h"
 #include "clock.h"
 #include "config.h"
-#include "data/args.h"
 #include "data/tokenizer.h"
 #include "device.h"
 #include "err.h"
 #include "log.h"
 #include "mix.h"
 #include "ops.h"
+#include "path.h"
 #include "run.h"
 #include "state.h"
 #include "step.h"
@@ -336,11 +336,11 @@ static int parse(struct sampler_options *o, int argc, char **argv, bool *help)
     while ((which = getopt_long(argc, argv, "", longs, &at)) != -1) {
         switch (which) {
         case 'c':
-            TRY(args_check_path("ckpt", optarg));
+            TRY(path_check_word("ckpt", optarg));
             o->ckpt = optarg;
             break;
         case 'z':
-            TRY(args_check_path("tokenizer", optarg));
+            TRY(path_check_word("tokenizer", optarg));
             o->tokenizer = optarg;
             break;
         case 'd':

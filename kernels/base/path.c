@@ -1,6 +1,8 @@
 /* Paths as people write and read them. No state, no threads. */
 #include "path.h"
 
+#include "err.h"
+
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,6 +23,16 @@ const char *path_expand(char *out, size_t size, const char *path)
     }
     const int bytes = snprintf(out, size, "%s%s", home, rest);
     return bytes >= 0 && (size_t)bytes < size ? NULL : "too long; use a shorter path, or a symbolic link";
+}
+
+int path_check_word(const char *option, const char *path)
+{
+    if (path[0] != '~') return 0;
+    FAIL(ERR_USAGE,
+         "%s%s%s%s: the shell leaves ~ as it is within quotes and after '='; write ~/… without them, or the path "
+         "whole, "
+         "and a file of such a name as ./~…",
+         option ? "--" : "", option ? option : "", option ? ": " : "", path);
 }
 
 const char *path_whole(char whole[PATH_WHOLE_MAX], const char *path)

@@ -125,7 +125,10 @@ class Paths(lib.Case):
         self.assertTrue((home / "run/step-00000001").is_dir())
         self.assertFalse((self.dir / "~").exists())
         for words in (["prepare", "--tokenizer", lib.tokenizer(), "--out=~/shards", config], ["init", "--out=~/a.yaml"],
-                      ["data", "show", "--tokenizer=~/tok", lib.train_shards()], ["sample", "--ckpt=~/run"]):
+                      ["data", "show", "--tokenizer=~/tok", lib.train_shards()], ["sample", "--ckpt=~/run"],
+                      ["prepare", "--tokenizer", lib.tokenizer(), "--out", "shards", "~/c/*.jsonl"], ["init", "~/shards"],
+                      ["plan", "~/x.yaml"], ["train", "~other/x.yaml"], ["ckpt", "show", "~/x"], ["ckpt", "diff", config, "~"],
+                      ["data", "show", "~/x"]):
             self.assertFails(self.tatara(*words), "usage", "the shell leaves ~ as it is")
         self.assertFalse((self.dir / "~").exists())
 

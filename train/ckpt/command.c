@@ -325,6 +325,8 @@ int ckpt_command(struct comm *comm, int argc, char **argv)
         fputs(usage, stdout);
         return 0;
     }
+    for (int i = 1; i < argc; i++)
+        TRY(path_check_word(NULL, argv[i]));
     if (argc == 2 && strcmp(verb, "ls") == 0) return list_run(argv[1]);
     if (argc == 2 && strcmp(verb, "show") == 0) return show(argv[1]);
     if (argc == 2 && strcmp(verb, "verify") == 0) return verify(argv[1]);

@@ -2,6 +2,7 @@
 #include "data/args.h"
 
 #include "err.h"
+#include "path.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -36,22 +37,13 @@ static const struct arg *find_arg(const struct arg *args, int n, const char *wor
     return NULL;
 }
 
-int args_check_path(const char *name, const char *path)
-{
-    if (path[0] != '~') return 0;
-    FAIL(
-        ERR_USAGE,
-        "--%s: %s: the shell leaves ~ as it is within quotes and after '='; write --%s ~/…, or the path whole, and a "
-        "file of such a name as ./~…",
-        name, path, name);
-}
-
 int args_parse(const struct arg *args, int n, const char *command, int argc, char **argv, int *words)
 {
     bool options = true;
     *words = 0;
     for (int i = 0; i < argc; i++) {
         if (!options || strncmp(argv[i], "--", 2) != 0) {
+            TRY(path_check_word(NULL, argv[i]));
             argv[(*words)++] = argv[i];
             continue;
         }
@@ -70,7 +62,7 @@ int args_parse(const struct arg *args, int n, const char *command, int argc, cha
         }
         if (!equals && i + 1 == argc) FAIL(ERR_USAGE, "--%s needs a value: %s", arg->name, arg->value);
         const char *value = equals ? equals + 1 : argv[++i];
-        if (arg->kind == ARG_PATH) TRY(args_check_path(arg->name, value));
+        if (arg->kind == ARG_PATH) TRY(path_check_word(arg->name, value));
         if (arg->kind == ARG_TEXT || arg->kind == ARG_PATH) {
             *(const char **)arg->out = value;
         } else if (arg->kind == ARG_WORDS) {

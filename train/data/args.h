@@ -30,11 +30,9 @@ struct arg {
     const char *help;
 };
 
-/* Reads "--name value", "--name=value" and flags; moves the other words to the front of argv, in order, and counts them.
+/* Reads "--name value", "--name=value" and flags; moves the other words, paths, to the front of argv, in order, and counts them.
  * "--" ends the options. ERR_USAGE names the option and what it would take, and `command`, whose --help says more. */
 int args_parse(const struct arg *args, int n, const char *command, int argc, char **argv, int *words);
-/* Refuses a path that begins with ~, which no shell has replaced: as it stands it would make a folder of that name. */
-int args_check_path(const char *name, const char *path);
 /* A line for each option, on stdout. */
 void args_help(const struct arg *args, int n);
 
