@@ -246,15 +246,24 @@ static int edit_distance(const char *a, const char *b)
     return row[nb];
 }
 
+/* The same name is nearest, then one of which the first words were written, as decay of decay_steps. */
+static int name_distance(const char *wrote, const char *name)
+{
+    const size_t length = strlen(wrote);
+    if (length > 0 && strncmp(wrote, name, length) == 0 && (name[length] == '\0' || name[length] == '_'))
+        return name[length] == '_';
+    return 1 + edit_distance(wrote, name);
+}
+
 struct guess guess_start(const char *wrote)
 {
     const size_t length = strlen(wrote);
-    return (struct guess){.wrote = wrote, .distance = length <= 3 ? 2 : 3 + (length > 9)};
+    return (struct guess){.wrote = wrote, .distance = length <= 3 ? 3 : 4 + (length > 9)};
 }
 
 void guess_offer(struct guess *guess, const char *candidate)
 {
-    const int distance = edit_distance(guess->wrote, candidate);
+    const int distance = name_distance(guess->wrote, candidate);
     if (distance >= guess->distance) return;
     guess->distance = distance;
     snprintf(guess->best, sizeof guess->best, "%s", candidate);
