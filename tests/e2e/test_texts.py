@@ -238,7 +238,8 @@ class Files(Texts):
             archive.addfile(tarfile.TarInfo("a.txt"), io.BytesIO())
         rows = {
             "array.json": (pretty, "jq -c"), "object": (json.dumps(DOCUMENT, indent=1), "jq -c"),
-            "lines.txt": (lines, "--format jsonl"), "a.csv": ("id,text\n1,a\n", "--format text"),
+            "lines.txt": (lines, "--format jsonl"), "array.txt": (pretty, "--format text"),
+            "array1.txt": (json.dumps([DOCUMENT] * 2), "jq -c"), "a.csv": ("id,text\n1,a\n", "--format text"),
             "a.parquet": (b"PAR1" + bytes(99), "Parquet"), "a.tar": (tar.getvalue(), "tar archive"),
             "a.tar.gz": (gzip.compress(tar.getvalue()), "tar archive"), "a.zip": (b"PK\3\4" + bytes(99), "zip archive"),
             "a.jsonl.lz4": (b"\x04\x22\x4d\x18" + bytes(99), "lz4"), "a.pdf": (b"%PDF-1.7\n", "PDF"),
@@ -253,6 +254,7 @@ class Files(Texts):
                 self.write({name: content})
                 self.assertFails(self.prepare(self.dir / name), "data", self.dir / name, *texts)
         self.assertPrepares(self.prepare("--format", "text", self.dir / "lines.txt"), 1)
+        self.assertPrepares(self.prepare("--format", "text", self.dir / "array.txt"), 1)
         self.assertPrepares(self.prepare("--format", "jsonl", self.dir / "lines.txt"), 3)
         self.assertPrepares(self.prepare("--format", "text", self.dir / "a.csv"), 1)
         self.assertFails(self.prepare("--format", "xml", self.dir / "a.csv"), "usage", "auto, text or jsonl")
@@ -291,8 +293,8 @@ class Files(Texts):
     def test_what_folders_hold(self):
         self.write(self.TREE)
         result = self.prepare(self.dir / "c", ranks=2)
-        self.assertPrepares(result, 8, "3 hidden", "4 cards, licences, scripts", "2 JSON that is no lines", "c/README",
-                            "3 not text by their names")
+        self.assertPrepares(result, 8, "3 hidden", "4 cards, licences, scripts", "3 JSON that is no lines", "c/README",
+                            "2 not text by their names")
         rows = [
             (["--include", "*.jsonl"], self.JSONL, "13 by --include"),
             (["--include", "*.md", "--include", "*.py"], ["README.md", "make.py"], ""),
@@ -327,6 +329,25 @@ class Files(Texts):
             self.assertFails(self.prepare(self.dir / "p"), "data", name, "git lfs pull")
         self.write({"d/README.md": "# Card", "d/run.py": "import os"})
         self.assertFails(self.prepare(self.dir / "d"), "data", "no text", "README.md", "--include")
+
+    def test_what_describes_a_data_set_is_left_out(self):
+        cards = ["dataset_card.md", "datacard.md", "DATASHEET.md", "USE_POLICY.md", "TERMS.txt", "CODE_OF_CONDUCT.md",
+                 "SECURITY.md", "CONTRIBUTING.md", "VERSION.txt", "requirements.txt", "requirements-dev.txt",
+                 "robots.txt", "md5sums.txt", "SHA256SUMS.txt"]
+        leftovers = ["a.jsonl.bak", "a.jsonl~", "b.jsonl.gz.incomplete", "a.tmp", "a.jsonl.part", "a.crc"]
+        self.write({f"f/{name}": "word\n" for name in cards} | {f"f/{name}": line() for name in leftovers})
+        self.write({"f/terms-of-art.txt": JA, "f/a.jsonl": line(), "f/b.jsonl.gz.part": gzip.compress(b"a" * 99)[:-9]})
+        for path in (self.dir / "f", self.dir / "f" / "*"):
+            self.assertPrepares(self.prepare(path), 2, f"{len(cards)} cards, licences, scripts",
+                                f"{len(leftovers) + 1} backups and unfinished files")
+        self.assertPrepares(self.prepare("--include", "*.bak", "--include", "TERMS.txt", self.dir / "f"), 2)
+
+    def test_a_folder_of_lines_without_the_text(self):
+        self.write({f"g/part-0000{i}": '\n{"raw": "鉄", "meta": {"url": "u"}}\n' for i in range(2)})
+        for words in ([self.dir / "g"], [self.dir / "g/*"]):
+            result = self.prepare(*words, ranks=2)
+            self.assertFails(result, "data", "the fields of", "part-00000 are raw, meta, meta.url", "--text-key")
+        self.assertPrepares(self.prepare("--text-key", "raw", self.dir / "g"), 2)
 
     def test_named_twice_is_read_once(self):
         self.write(self.TREE)

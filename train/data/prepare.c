@@ -90,7 +90,7 @@ static void print_help(const struct arg *args)
          "\n"
          "Of a folder, and of the pattern *, are taken: .txt, .text, .md, .jsonl, .ndjson, and JSON lines of\n"
          "any name that have the text. Cards, licences and scripts (README, LICENSE, .py ...), hidden files,\n"
-         "other JSON and all else are left out, and said; --include takes them. A pattern of --include or\n"
+         "backups, other JSON and all else are left out, and said; --include takes them. A pattern of --include or\n"
          "--exclude with a slash is matched with the path below the folder, one without with the name. A\n"
          "file that is named twice is read once.\n"
          "\n"

@@ -188,6 +188,7 @@ void source_free(struct source_list *list)
         free_file(&list->file[f]);
     for (int l = 0; l < LEFTS; l++)
         free(list->left[l].first);
+    free(list->fields);
     free(list->file);
     free(list->unit);
 }

@@ -29,6 +29,7 @@ struct source_rules {
 #define LEFT_LIST(X)                                               \
     X(LEFT_HIDDEN, "hidden")                                       \
     X(LEFT_CARD, "cards, licences, scripts")                       \
+    X(LEFT_LEFTOVER, "backups and unfinished files")               \
     X(LEFT_NAME, "not text by their names")                        \
     X(LEFT_JSON, "JSON that is no lines with the field of a text") \
     X(LEFT_UNASKED, "by --include or --exclude")                   \
@@ -69,6 +70,7 @@ struct source_list {
         int64_t n; /* files, and folders with all that they hold */
         char *first;
     } left[LEFTS];
+    char *fields; /* "the fields of FILE are a, b", of JSON lines left out for want of a text; NULL: of none */
 };
 
 /* Adds a file, all text in a folder and below it, what a pattern matches, or standard input ("-"). Marks the patterns of

@@ -75,21 +75,38 @@ static bool is_among(struct arg_words *patterns, const char *path, const char *b
 /* Is the name that of what describes or makes a data set, rather than of its text? */
 static bool is_card(const char *name)
 {
-    static const char *const stems[] = {"readme",    "license",      "licence",   "copying",
-                                        "notice",    "citation",     "authors",   "contributing",
-                                        "changelog", "requirements", "cmakelists"};
+    /* The first four may go on with - or _. */
+    static const char *const stems[] = {
+        "readme",     "license",         "licence",         "requirements", "copying",      "notice",
+        "citation",   "authors",         "contributing",    "changelog",    "cmakelists",   "datacard",
+        "data_card",  "dataset_card",    "datasheet",       "model_card",   "dataset-card", "use_policy",
+        "use-policy", "code_of_conduct", "code-of-conduct", "security",     "terms",        "version",
+        "robots",     "md5sum",          "md5sums",         "sha1sum",      "sha1sums",     "sha256sum",
+        "sha256sums", "sha512sum",       "sha512sums",      "checksums"};
     static const char *const endings[] = {".py", ".sh", ".ipynb", ".yaml", ".yml", ".toml", ".cfg", ".ini"};
     const char *const ending = strrchr(name, '.');
     for (size_t i = 0; i < sizeof stems / sizeof *stems; i++) {
         const size_t bytes = strlen(stems[i]);
         if (strncasecmp(name, stems[i], bytes) != 0) continue;
         const char next = name[bytes];
-        if (next == '\0' || next == '.' || (i < 3 && (next == '-' || next == '_'))) return true;
+        if (next == '\0' || next == '.' || (i < 4 && (next == '-' || next == '_'))) return true;
     }
     for (size_t i = 0; ending && i < sizeof endings / sizeof *endings; i++) {
         if (strcasecmp(ending, endings[i]) == 0) return true;
     }
     return false;
+}
+
+/* Is the name that of a backup, of an unfinished download, or of checksums beside a file? */
+static bool is_leftover(const char *name)
+{
+    static const char *const endings[] = {".bak",  ".orig",    ".tmp",        ".temp",
+                                          ".part", ".partial", ".incomplete", ".crc"};
+    const char *const ending = strrchr(name, '.');
+    for (size_t i = 0; ending && i < sizeof endings / sizeof *endings; i++) {
+        if (strcasecmp(ending, endings[i]) == 0) return true;
+    }
+    return name[strlen(name) - 1] == '~';
 }
 
 /* Adds the file if it is text. asked: the person named it, or a pattern of theirs that says more than "all". */
@@ -106,6 +123,7 @@ static int add_file(const struct search *search, char *path, const struct stat *
                                .device = (uint64_t)st->st_dev,
                                .inode = (uint64_t)st->st_ino};
     if (!regular && !asked) return source_leave_out(list, LEFT_NAME, path);
+    if (!asked && is_leftover(path_name(path))) return source_leave_out(list, LEFT_LEFTOVER, path);
     if (!regular && search->rules->ranks > 1) {
         FAIL(ERR_DATA, "%s can be read by one rank only: leave out mpirun, or put the text into files", path);
     }
@@ -118,7 +136,8 @@ static int add_file(const struct search *search, char *path, const struct stat *
         if (fetched != 0) rc = fetched;
     }
     if (rc == 0 && !taken) {
-        rc = source_leave_out(list, left ? LEFT_CARD : look == LOOK_JSON ? LEFT_JSON : LEFT_NAME, path);
+        if (look == LOOK_JSON && !left && !list->fields) rc = source_look_fields(&file, &list->fields);
+        if (rc == 0) rc = source_leave_out(list, left ? LEFT_CARD : look == LOOK_JSON ? LEFT_JSON : LEFT_NAME, path);
     } else if (rc == 0) {
         const char *const instead = stream_holds_instead(stream);
         if (instead && search->rules->rank == 0) {
@@ -264,6 +283,10 @@ static int add_input(struct source_list *list, struct source_rules *rules, const
     if (rules->include.n > 0) {
         FAIL(ERR_DATA, "%s holds nothing that --include %s%s takes; left out: %s", input, rules->include.word[0],
              rules->include.n > 1 ? " ..." : "", left);
+    }
+    if (list->fields) {
+        FAIL(ERR_DATA, "no JSON line in %s has the field %s; %s: name that of the text with --text-key. Left out: %s",
+             input, rules->text_key, list->fields, left);
     }
     FAIL(
         ERR_DATA,

@@ -6,13 +6,18 @@
 #include "data/packing.h"
 #include "data/stream.h"
 #include "err.h"
+#include "utf8.h"
 
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <strings.h>
 
 /* So much of a file's text is looked at, and at most so much when its first line is as long. */
 #define LOOK_BYTES ((size_t)64 * 1024)
 #define LOOK_BYTES_MAX ((size_t)32 << 20)
+
+enum { NAMES_BYTES = 400 };
 
 /* What the ending says. */
 enum ending { ENDING_NONE, ENDING_TEXT, ENDING_LINES, ENDING_JSON, ENDING_TABLE };
@@ -68,21 +73,28 @@ static const char *foreign_kind(const char *text, size_t bytes)
     return NULL;
 }
 
+/* Passes over blank lines and marks of byte order; the bytes up to the end of the line, or of the text. */
+static size_t find_first_line(char **text, size_t *bytes)
+{
+    for (size_t n = 1; n > 0 && *bytes > 0; *text += n, *bytes -= n) {
+        n = *bytes >= 3 && memcmp(*text, "\xEF\xBB\xBF", 3) == 0
+                ? 3
+                : **text != '\0' && strchr(" \t\r\n", **text) != NULL;
+    }
+    const char *const newline = memchr(*text, '\n', *bytes);
+    return newline ? (size_t)(newline - *text) : *bytes;
+}
+
 /* What the beginning of a text says. */
 static enum content content_of(char *text, size_t bytes, const char *text_key)
 {
     size_t at = 0;
     struct jsonl_member member = {.path = text_key};
-    for (size_t n = 1; n > 0 && bytes > 0; text += n, bytes -= n) { /* blank lines and marks of byte order */
-        n = bytes >= 3 && memcmp(text, "\xEF\xBB\xBF", 3) == 0 ? 3
-                                                               : *text != '\0' && strchr(" \t\r\n", *text) != NULL;
-    }
+    const size_t line_bytes = find_first_line(&text, &bytes);
     if (bytes == 0 || (*text != '{' && *text != '[')) return CONTENT_OTHER;
-    const char *const newline = memchr(text, '\n', bytes);
-    const size_t line_bytes = newline ? (size_t)(newline - text) : bytes;
     const enum jsonl_fault line = jsonl_scan(text, line_bytes, &member, 1, &at);
     if (line == JSONL_SOUND) return member.kind == JSONL_STRING ? CONTENT_LINES_WITH_TEXT : CONTENT_LINES;
-    if (line == JSONL_CUT_OFF && !newline && *text == '{') return CONTENT_LONG_LINE;
+    if (line == JSONL_CUT_OFF && line_bytes == bytes && *text == '{') return CONTENT_LONG_LINE;
     const enum jsonl_fault all = jsonl_scan(text, bytes, &member, 1, &at);
     if (all == JSONL_SOUND || all == JSONL_NO_OBJECT || all == JSONL_CUT_OFF) return CONTENT_JSON;
     /* A first line that is damaged. */
@@ -122,7 +134,7 @@ static int look_at_named(struct source_file *file, enum ending ending, enum cont
         FAIL(ERR_DATA, "%s is text by its name and holds JSON lines: say what it is, --format jsonl or --format text",
              file->path);
     }
-    if (ending != ENDING_TEXT && content == CONTENT_JSON) {
+    if (content == CONTENT_JSON) {
         FAIL(ERR_DATA,
              "%s holds JSON, but not an object on each line: make lines with jq -c . (jq -c '.[]' of an array), or "
              "call it --format text",
@@ -136,7 +148,7 @@ static int look_at_found(struct source_file *file, enum ending ending, enum cont
 {
     const bool lines = ending == ENDING_LINES || content == CONTENT_LINES_WITH_TEXT;
     file->jsonl = lines;
-    *look = lines ? LOOK_TEXT : ending == ENDING_JSON ? LOOK_JSON : LOOK_OTHER;
+    *look = lines ? LOOK_TEXT : ending == ENDING_JSON || content == CONTENT_LINES ? LOOK_JSON : LOOK_OTHER;
     return 0;
 }
 
@@ -163,4 +175,19 @@ int source_look(struct source_file *file, const struct source_rules *rules, bool
     TRY(stream_open(&file->pipe, file->path));
     file->packed = stream_is_packed(file->pipe);
     return look_into(file, rules, asked, look);
+}
+
+int source_look_fields(const struct source_file *file, char **words)
+{
+    size_t bytes = 0, at = 0;
+    char *text = NULL, names[NAMES_BYTES], path[NAMES_BYTES];
+    TRY(stream_peek(file->pipe, LOOK_BYTES, &text, &bytes));
+    const size_t line_bytes = find_first_line(&text, &bytes);
+    if (line_bytes == 0 || jsonl_scan(text, line_bytes, NULL, 0, &at) != JSONL_SOUND) return 0;
+    jsonl_names(text, line_bytes, names, sizeof names);
+    const size_t room = sizeof names + sizeof path + 32;
+    *words = malloc(room);
+    if (!*words) FAIL(ERR_SYSTEM, "out of memory");
+    (void)snprintf(*words, room, "the fields of %s are %s", utf8_show(file->path, "", path, sizeof path), names);
+    return 0;
 }

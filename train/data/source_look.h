@@ -14,4 +14,7 @@ enum look {
  * error which says what it is. */
 int source_look(struct source_file *file, const struct source_rules *rules, bool asked, enum look *look);
 
+/* Makes the words of list->fields from the first line of file->pipe; NULL when it is no JSON object. */
+int source_look_fields(const struct source_file *file, char **words);
+
 #endif
