@@ -247,8 +247,9 @@ int plan_command(struct comm *comm, int argc, char **argv)
              argc > 0 ? ", not " : "", argc > 0 ? argv[0] : "");
     cfg = calloc(2, sizeof *cfg); /* and room for a part of it */
     words = calloc((size_t)argc, sizeof *words);
-    struct inputs in = {.here = cfg + 1};
+    struct inputs in = {.here = NULL};
     if (!cfg || !words) FAIL_GOTO(done, ERR_SYSTEM, "out of memory for the configuration");
+    in.here = cfg + 1;
     for (int i = 1; i < argc; i++) {
         if (strncmp(argv[i], "ranks=", 6) != 0) {
             words[n++] = argv[i];

@@ -87,7 +87,7 @@ OTHER_BLOCKS = {"How the house": "the folders, not commands"}
 # What the text itself tells people to type, beside the blocks: covered there or in tests of their own.
 IN_TEXT = [r"build/tatara( \w+)? --help", r"build/tatara train --help-config", r"tatara (init|plan|train|ckpt|sample|prepare)( .*)?",
            r"touch RUN/(STOP|SAVE)", r"sbatch --nodes=8 .*", r"scripts/test\.sh (-L unit|--all)", r"cat corpus/\*\.txt",
-           r"mpirun --quiet", r"scripts/install\.sh arm debian"]
+           r"mpirun --quiet", r"scripts/install\.sh arm debian", r"scripts/debian\.sh trixie"]
 
 
 def sections(text):
