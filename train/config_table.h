@@ -17,10 +17,10 @@ struct option_change {
 struct option {
     const char *section, *key;
     enum option_kind kind;
+    bool is_path;  /* of a STR */
     size_t offset; /* in struct config */
     int64_t int_default, int_min, int_max;
     double num_default, num_min, num_max;
-    bool is_path;     /* of a STR */
     const char *text; /* STR: the default; CHOICE: the words with bars between */
     const char *unit, *help;
     struct option_change change;

@@ -2,6 +2,7 @@
 and what to do; and what was saved before still loads."""
 import os
 import pathlib
+import re
 import resource
 import shutil
 import signal
@@ -222,10 +223,11 @@ class Trouble(Run):
                 time.sleep(0.03)
                 os.kill(victim, signal.SIGCONT)
                 time.sleep(0.01)
-                return " is slow: " in process.result().stdout
+                # On a busy machine another rank may be slow before this one has been for long enough.
+                return re.search(r"rank 1 is slow: [0-9.e-]+ s a micro-batch on its own, the median",
+                                 process.result().stdout)
 
             lib.wait_for("the slow rank's name", is_named, timeout=60)
-            self.assertRegex(process.result().stdout, r"rank 1 is slow: [0-9.e-]+ s a micro-batch on its own, the median")
 
     def test_run_dir_is_a_file(self):
         place = self.dir / "file"
