@@ -21,11 +21,15 @@ static bool refused(const char *call, const char *path)
 {
     static atomic_int calls;
     char wanted[16] = "", part[256] = "";
-    int error = 0, skip = 0;
+    int at = 0;
     const char *how = getenv("REFUSE");
-    if (!how || sscanf(how, "%15[^:]:%255[^:]:%d:%d", wanted, part, &error, &skip) != 4) return false;
+    if (!how || sscanf(how, "%15[^:]:%255[^:]:%n", wanted, part, &at) != 2 || at == 0) return false;
+    char *end = NULL;
+    const long error = strtol(how + at, &end, 10);
+    if (*end != ':') return false;
+    const long skip = strtol(end + 1, NULL, 10);
     if (strcmp(call, wanted) != 0 || !strstr(path, part) || atomic_fetch_add(&calls, 1) < skip) return false;
-    errno = error;
+    errno = (int)error;
     return true;
 }
 

@@ -153,7 +153,7 @@ static void a_rank_without_work_opens_and_closes(void **state)
     struct loader *loader = NULL;
     assert_int_equal(loader_open(&loader, &options), 0);
     assert_int_equal(loader_micro_batches(loader), 0);
-    assert_int_equal(loader_seek(loader, 3 * GLOBAL), 0);
+    assert_int_equal(loader_seek(loader, (int64_t)3 * GLOBAL), 0);
     loader_close(loader);
 }
 
